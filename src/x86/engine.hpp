@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// What an execution engine is to the core, and what the core offers it.
+///
+/// The engine is chosen at run time, so this boundary is virtual: a call costs about 2 ns and
+/// what it wraps costs a world switch.  An engine knows the CPU state and guest-physical memory;
+/// it knows no device, no interrupt controller and no other engine.
+
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "vmm/address.hpp"
+#include "vmm/result.hpp"
+#include "x86/cpu_state.hpp"
+
+namespace vmm::x86 {
+
+/// Guest-physical memory by page, as an engine's page tables and TLBs want it.
+///
+/// Thread safety: all members from any thread.
+class PhysicalMemory {
+public:
+    struct Page {
+        std::byte* host{};    ///< Null: no slot backs the page, accesses are MMIO.
+        bool writable{};      ///< Clear for a read-only slot: reads are memory, writes are MMIO.
+        bool log_dirty{};     ///< Writes must be reported with `mark_dirty` first.
+    };
+
+    virtual ~PhysicalMemory() = default;
+
+    /// The 4 KiB page with frame number `gfn`.  `host` stays valid until the engine's
+    /// `EngineVm::memory_changed()` has returned.
+    [[nodiscard]] virtual Page page(std::uint64_t gfn) noexcept = 0;
+    virtual void mark_dirty(std::uint64_t gfn) noexcept = 0;
+};
+
+/// How the core answered an MSR access.
+enum class MsrResult : std::uint8_t {
+    Done,
+    Fault,   ///< #GP(0).
+    ToUser,  ///< The access is filtered to the caller: leave with `EngineExit::Msr`.
+};
+
+/// What the core offers an engine while `enter()` runs.  Called on the vCPU's own thread.
+class VcpuHost {
+public:
+    virtual ~VcpuHost() = default;
+
+    /// Offers an access to the buses of the library.  False: nobody there answers, leave to
+    /// the caller.
+    virtual bool mmio_read(Gpa gpa, std::span<std::byte> data) noexcept = 0;
+    virtual bool mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept = 0;
+    virtual bool port_read(Port port, std::span<std::byte> data) noexcept = 0;
+    virtual bool port_write(Port port, std::span<const std::byte> data) noexcept = 0;
+
+    /// MSRs that are not plain CPU state (APIC, kvmclock, MTRRs, feature MSRs, unknown ones …).
+    virtual MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept = 0;
+    virtual MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept = 0;
+
+    /// MOV to/from CR8.  The value has been checked.
+    virtual void write_cr8(std::uint64_t value) noexcept = 0;
+    virtual std::uint64_t read_cr8() noexcept = 0;
+
+    /// The time-stamp counter the guest sees.
+    virtual std::uint64_t guest_tsc() noexcept = 0;
+
+    /// VMCALL/VMMCALL.  RAX holds the number and receives the result.
+    virtual void hypercall(CpuState& state) noexcept = 0;
+};
+
+/// Why an engine left the guest.
+struct EngineExit {
+    enum class Reason : std::uint8_t {
+        Interrupted,    ///< `request_exit()` was called.
+        PortRead,
+        PortWrite,
+        MmioRead,
+        MmioWrite,
+        Halt,           ///< HLT executed; RIP is past it.
+        Shutdown,       ///< Triple fault.
+        MsrRead,
+        MsrWrite,
+        IrqWindow,
+        NmiWindow,
+        Debug,          ///< Guest debugging asked for by the caller.
+        InternalError,  ///< The engine met an instruction that it knows no way to run.
+    };
+
+    Reason reason{};
+    std::uint8_t size{};       ///< Port and MMIO: bytes an element.
+    std::uint16_t port{};
+    std::uint32_t count{};     ///< Port: elements (string instructions).
+    std::uint64_t gpa{};       ///< MMIO.
+    std::uint32_t msr{};
+    std::uint64_t msr_value{};
+    /// Port and MMIO data: filled by the engine for writes, by the caller for reads.
+    std::span<std::byte> data{};
+    std::array<std::uint8_t, 15> instruction{};  ///< InternalError: the bytes at RIP.
+    std::uint8_t instruction_size{};
+    std::uint64_t debug_dr6{};
+    std::uint8_t debug_vector{};
+};
+
+/// One virtual CPU as an engine runs it.
+///
+/// Thread safety: calls are serialised by the owner, except `request_exit()`.
+class EngineVcpu {
+public:
+    EngineVcpu() = default;
+    EngineVcpu(const EngineVcpu&) = delete;
+    EngineVcpu& operator=(const EngineVcpu&) = delete;
+    EngineVcpu(EngineVcpu&&) = delete;
+    EngineVcpu& operator=(EngineVcpu&&) = delete;
+    virtual ~EngineVcpu() = default;
+
+    /// The canonical state.  Valid to read and change between two calls of `enter()`; after a
+    /// change that is not only to `inject` and the window requests, call `state_changed()`.
+    [[nodiscard]] virtual CpuState& state() noexcept = 0;
+    /// Drops what the engine has derived from the state (TLBs, mode).
+    virtual void state_changed() noexcept = 0;
+
+    /// Runs guest code until something needs the core.  `exit.data` of the last port, MMIO or MSR
+    /// read must have been filled before: entering completes that instruction.
+    virtual const EngineExit& enter() noexcept = 0;
+
+    /// Completes the instruction that a port or MMIO exit left pending (RIP and registers become
+    /// final) without running another one.
+    virtual void complete_pending() noexcept = 0;
+
+    /// Makes the current or the next `enter()` return `Interrupted` within a bounded number of
+    /// instructions.  Any thread, async-signal-safe.  Sticky until consumed by that return.
+    virtual void request_exit() noexcept = 0;
+
+    /// Linear to physical, as the current paging mode has it, without side effects on A/D bits.
+    /// False where it is not mapped.
+    [[nodiscard]] virtual bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept = 0;
+};
+
+/// What the vCPUs of one VM share in an engine.
+class EngineVm {
+public:
+    EngineVm() = default;
+    EngineVm(const EngineVm&) = delete;
+    EngineVm& operator=(const EngineVm&) = delete;
+    EngineVm(EngineVm&&) = delete;
+    EngineVm& operator=(EngineVm&&) = delete;
+    virtual ~EngineVm() = default;
+
+    [[nodiscard]] virtual Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host) = 0;
+
+    /// The slots changed.  Returns when no vCPU uses a translation from before the call.
+    /// Not from a vCPU's thread inside `enter()`.
+    virtual void memory_changed() noexcept = 0;
+
+    /// Dirty bits were cleared: returns when each further write reports its page again.
+    virtual void dirty_log_cleared() noexcept = 0;
+
+    /// The VMM or a device wrote guest memory: code decoded from there is stale.
+    virtual void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept = 0;
+};
+
+}  // namespace vmm::x86
