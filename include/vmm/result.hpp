@@ -35,7 +35,8 @@ public:
     /// @param code  KVM's errno for this refusal, e.g. `std::errc::file_exists`.
     /// @param message  Lower case, no final stop, operation first.
     Error(std::errc code, std::string message)
-        : code_{std::make_error_code(code)}, message_{std::move(message)}
+        : code_{std::make_error_code(code)},
+          message_{std::move(message)}
     {
     }
 

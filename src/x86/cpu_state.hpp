@@ -19,7 +19,24 @@
 namespace vmm::x86 {
 
 /// Index of a general-purpose register, as instructions encode it.
-enum Gpr : unsigned { Rax, Rcx, Rdx, Rbx, Rsp, Rbp, Rsi, Rdi, R8, R9, R10, R11, R12, R13, R14, R15 };
+enum Gpr : unsigned {
+    Rax,
+    Rcx,
+    Rdx,
+    Rbx,
+    Rsp,
+    Rbp,
+    Rsi,
+    Rdi,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15
+};
 
 /// Index of a segment register, as instructions encode it.
 enum SegmentIndex : unsigned { Es, Cs, Ss, Ds, Fs, Gs };
@@ -67,7 +84,8 @@ struct Event {
     std::uint64_t payload{};  ///< #PF: the address for CR2.  #DB: the bits to set in DR6.
 };
 
-/// x87, SSE and AVX registers as an engine wants them at hand.  XSAVE images are converted at the API.
+/// x87, SSE and AVX registers as an engine wants them at hand.  XSAVE images are converted at the
+/// API.
 struct alignas(64) FpuRegisters {
     /// FXSAVE64 image.  Only FCW, FSW, FTW, FOP, FIP, FDP and ST0-ST7 live here; MXCSR and XMM
     /// of the image are unused (see below).

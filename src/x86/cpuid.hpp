@@ -103,7 +103,8 @@ public:
     [[nodiscard]] std::span<const CpuidEntry> entries() const noexcept { return entries_; }
 
     /// The leaf for EAX and ECX, or null.
-    [[nodiscard]] const CpuidEntry* find(std::uint32_t function, std::uint32_t index) const noexcept;
+    [[nodiscard]] const CpuidEntry* find(std::uint32_t function,
+                                         std::uint32_t index) const noexcept;
 
     /// What CPUID returns for EAX = `function`, ECX = `index`: a leaf beyond the last one of its
     /// class gives the last basic leaf on Intel (SDM Vol. 2A "CPUID") and zeroes on AMD.

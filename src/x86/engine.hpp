@@ -27,9 +27,9 @@ namespace vmm::x86 {
 class PhysicalMemory {
 public:
     struct Page {
-        std::byte* host{};    ///< Null: no slot backs the page, accesses are MMIO.
-        bool writable{};      ///< Clear for a read-only slot: reads are memory, writes are MMIO.
-        bool log_dirty{};     ///< Writes must be reported with `mark_dirty` first.
+        std::byte* host{};  ///< Null: no slot backs the page, accesses are MMIO.
+        bool writable{};    ///< Clear for a read-only slot: reads are memory, writes are MMIO.
+        bool log_dirty{};   ///< Writes must be reported with `mark_dirty` first.
     };
 
     virtual ~PhysicalMemory() = default;
@@ -77,13 +77,13 @@ public:
 /// Why an engine left the guest.
 struct EngineExit {
     enum class Reason : std::uint8_t {
-        Interrupted,    ///< `request_exit()` was called.
+        Interrupted,  ///< `request_exit()` was called.
         PortRead,
         PortWrite,
         MmioRead,
         MmioWrite,
-        Halt,           ///< HLT executed; RIP is past it.
-        Shutdown,       ///< Triple fault.
+        Halt,      ///< HLT executed; RIP is past it.
+        Shutdown,  ///< Triple fault.
         MsrRead,
         MsrWrite,
         IrqWindow,
@@ -93,10 +93,10 @@ struct EngineExit {
     };
 
     Reason reason{};
-    std::uint8_t size{};       ///< Port and MMIO: bytes an element.
+    std::uint8_t size{};  ///< Port and MMIO: bytes an element.
     std::uint16_t port{};
-    std::uint32_t count{};     ///< Port: elements (string instructions).
-    std::uint64_t gpa{};       ///< MMIO.
+    std::uint32_t count{};  ///< Port: elements (string instructions).
+    std::uint64_t gpa{};    ///< MMIO.
     std::uint32_t msr{};
     std::uint64_t msr_value{};
     /// Port and MMIO data: filled by the engine for writes, by the caller for reads.

@@ -42,17 +42,17 @@ struct Regs {
 /// A segment register with its hidden part (kvm_segment).
 struct Segment {
     std::uint64_t base{};
-    std::uint32_t limit{};      ///< In bytes, granularity already applied.
+    std::uint32_t limit{};  ///< In bytes, granularity already applied.
     std::uint16_t selector{};
-    std::uint8_t type{};        ///< Descriptor type, 4 bits.
+    std::uint8_t type{};  ///< Descriptor type, 4 bits.
     std::uint8_t present{};
     std::uint8_t dpl{};
-    std::uint8_t db{};          ///< Default operation size / big.
-    std::uint8_t s{};           ///< 1 code or data, 0 system.
-    std::uint8_t l{};           ///< 64-bit code.
+    std::uint8_t db{};  ///< Default operation size / big.
+    std::uint8_t s{};   ///< 1 code or data, 0 system.
+    std::uint8_t l{};   ///< 64-bit code.
     std::uint8_t g{};
     std::uint8_t avl{};
-    std::uint8_t unusable{};    ///< Null selector loaded.
+    std::uint8_t unusable{};  ///< Null selector loaded.
     std::uint8_t padding{};
 
     friend bool operator==(const Segment&, const Segment&) = default;

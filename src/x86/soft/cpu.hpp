@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// A virtual CPU as the software engine runs it: the canonical state plus what the engine has
+/// derived from it.  Owned by one thread while it runs; only what is atomic is touched by others.
+
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "x86/cpu_state.hpp"
+#include "x86/engine.hpp"
+#include "x86/soft/op.hpp"
+
+namespace vmm::x86::soft {
+
+class BlockCache;
+class SoftVm;
+
+/// One page's translation.  Tags hold the page's linear address, or `invalid`; read, write and
+/// execute are apart because a page may have some only (dirty logging, code pages, ROM).
+struct TlbEntry {
+    static constexpr std::uint64_t invalid = ~std::uint64_t{0};
+
+    std::uint64_t read_tag{invalid};
+    std::uint64_t write_tag{invalid};
+    std::uintptr_t addend{};  ///< Linear address + addend = host address.
+    bool global{};
+};
+
+/// Translations for one privilege context.
+struct Tlb {
+    static constexpr std::size_t entry_count = 1024;
+    std::array<TlbEntry, entry_count> entries{};
+};
+
+/// Which of the TLBs an access goes through.
+enum class TlbContext : std::uint8_t {
+    Supervisor,             ///< CPL < 3; user pages refused where SMAP is on.
+    SupervisorUserAllowed,  ///< CPL < 3 with EFLAGS.AC, SMAP lifted.
+    User,                   ///< CPL 3.
+};
+
+/// Answers to MMIO accesses of the instruction that is being executed again.
+struct MmioReplay {
+    struct Access {
+        std::uint64_t gpa{};
+        std::uint8_t size{};
+        bool write{};
+        std::array<std::byte, 8> data{};
+    };
+    static constexpr std::size_t capacity = 600;  // FXSAVE/XSAVE of a full area, 8 bytes an access.
+
+    std::vector<Access> done{};  ///< In program order; grows by one an exit.
+    std::size_t next{};          ///< Of `done`, the one the re-execution meets next.
+    Access pending{};            ///< The one the caller is answering.
+    bool waiting{};              ///< `pending` is with the caller.
+};
+
+/// Bits of `Cpu::requests`.
+namespace request {
+inline constexpr std::uint32_t exit = 1U << 0U;             ///< Return `Interrupted`.
+inline constexpr std::uint32_t flush_tlb = 1U << 1U;        ///< Drop all translations.
+inline constexpr std::uint32_t invalidate_code = 1U << 2U;  ///< Take `SoftVm`'s list of stale code.
+}  // namespace request
+
+struct Cpu : CpuState {
+    Cpu(SoftVm& soft_vm, VcpuHost& vcpu_host);
+    ~Cpu();
+    Cpu(const Cpu&) = delete;
+    Cpu& operator=(const Cpu&) = delete;
+    Cpu(Cpu&&) = delete;
+    Cpu& operator=(Cpu&&) = delete;
+
+    // --- Execution.
+    /// The operation being executed; RIP of a fault is block RIP + its offset.
+    const Op* current{};
+    /// Arithmetic flags as `lahf; seto %al` leaves them in AX: AH = SF ZF 0 AF 0 PF 1 CF, AL = OF.
+    /// RFLAGS in CpuState lacks them while the engine runs: use `flags()` and `set_flags()`.
+    std::uint16_t arithmetic_flags{0x0200};
+    /// Cached: CPL, code size and so on; `mode_changed()` recomputes them.
+    std::uint8_t cpl{};
+    CodeSize code_size{CodeSize::Bits16};
+    /// The TLB for ordinary data accesses at the current CPL, EFLAGS.AC, CR4.SMAP.
+    Tlb* tlb{};
+    std::array<Tlb, 3> tlbs{};
+    /// Set: alignment checks apply (CPL 3, CR0.AM, EFLAGS.AC).  Fast paths are off: TLBs are
+    /// neither filled nor used.
+    bool alignment_check{};
+    /// Set: DR7 has data breakpoints; pages they touch are kept out of the TLBs.
+    bool data_breakpoints{};
+
+    MmioReplay mmio{};
+    EngineExit exit{};
+    bool exit_pending{};  ///< A handler filled `exit`: the run loop returns it.
+
+    /// The x87 state is live in the host's FPU (native.cpp); `fpu_release()` writes it back.
+    bool x87_live{};
+
+    // --- Surroundings.
+    SoftVm& vm;
+    VcpuHost& host;
+    std::unique_ptr<BlockCache> blocks;
+
+    // --- Touched by other threads.
+    std::atomic<std::uint32_t> requests{};
+    std::atomic<bool> in_guest{};
+
+    [[nodiscard]] std::uint64_t block_rip() const noexcept { return gpr[17]; }
+    /// RIP of the instruction being executed.
+    [[nodiscard]] std::uint64_t instruction_rip() const noexcept
+    {
+        return ip_mask(gpr[17] + current->offset);
+    }
+    /// RIP of the instruction after `op`.
+    [[nodiscard]] std::uint64_t next_rip(const Op& op) const noexcept
+    {
+        return ip_mask(gpr[17] + op.next_offset());
+    }
+    /// IP wraps at 16 bits in 16-bit code, at 32 bits in 32-bit code.
+    [[nodiscard]] std::uint64_t ip_mask(std::uint64_t ip) const noexcept
+    {
+        switch (code_size) {
+        case CodeSize::Bits16:
+            return ip & 0xffff'ffffU;  // IP beyond 64 KiB is caught by the limit.
+        case CodeSize::Bits32: return ip & 0xffff'ffffU;
+        case CodeSize::Bits64: break;
+        }
+        return ip;
+    }
+
+    static constexpr std::uint64_t arithmetic_mask = 0x8d5;  // OF SF ZF AF PF CF.
+
+    /// The whole RFLAGS.
+    [[nodiscard]] std::uint64_t flags() const noexcept
+    {
+        return (rflags & ~arithmetic_mask) | ((arithmetic_flags >> 8U) & 0xd5U) |
+               ((arithmetic_flags & 1U) << 11U);
+    }
+    /// Sets the arithmetic flags only.
+    void set_arithmetic_flags(std::uint64_t value) noexcept
+    {
+        arithmetic_flags =
+            static_cast<std::uint16_t>((((value & 0xd5U) | 2U) << 8U) | ((value >> 11U) & 1U));
+    }
+    /// Sets all of RFLAGS, unchecked; the caller has applied its instruction's rules.  Follow by
+    /// `mode_changed()` where AC, VM, TF or the like may have changed.
+    void set_flags(std::uint64_t value) noexcept
+    {
+        rflags = (value & ~arithmetic_mask) | 2U;
+        set_arithmetic_flags(value);
+    }
+
+    [[nodiscard]] bool long_mode() const noexcept { return (efer & (1U << 10U)) != 0U; }
+    [[nodiscard]] bool protected_mode() const noexcept { return (cr0 & 1U) != 0U; }
+    [[nodiscard]] bool virtual_8086() const noexcept { return (rflags & (1U << 17U)) != 0U; }
+    [[nodiscard]] bool code_64() const noexcept { return code_size == CodeSize::Bits64; }
+
+    /// Recomputes what is cached from CS, SS, CR0, CR4, EFER, RFLAGS and DR7.  Call after any
+    /// change to them.
+    void mode_changed() noexcept;
+};
+
+}  // namespace vmm::x86::soft
