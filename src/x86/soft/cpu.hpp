@@ -67,6 +67,8 @@ namespace request {
 inline constexpr std::uint32_t exit = 1U << 0U;             ///< Return `Interrupted`.
 inline constexpr std::uint32_t flush_tlb = 1U << 1U;        ///< Drop all translations.
 inline constexpr std::uint32_t invalidate_code = 1U << 2U;  ///< Take `SoftVm`'s list of stale code.
+inline constexpr std::uint32_t guard_code = 1U << 3U;  ///< Drop write translations of code pages.
+inline constexpr std::uint32_t stop = 1U << 4U;        ///< Stay out while another is exclusive.
 }  // namespace request
 
 struct Cpu : CpuState {
