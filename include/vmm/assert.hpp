@@ -29,6 +29,5 @@ namespace vmm::detail {
 // A macro because the message needs the spelling and place of the expression, and Clang 14
 // has no std::source_location.
 #define VMM_ASSERT(expression)                                                                     \
-    (static_cast<bool>(expression)                                                                 \
-         ? static_cast<void>(0)                                                                    \
-         : ::vmm::detail::assertion_failed(#expression, __FILE__, __LINE__))
+    ((expression) ? static_cast<void>(0)                                                           \
+                  : ::vmm::detail::assertion_failed(#expression, __FILE__, __LINE__))
