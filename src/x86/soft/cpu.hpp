@@ -31,12 +31,42 @@ struct TlbEntry {
     std::uint64_t write_tag{invalid};
     std::uintptr_t addend{};  ///< Linear address + addend = host address.
     bool global{};
+    std::uint8_t page_shift{};  ///< Of the page in the tables; the entry covers 4 KiB of it.
 };
 
 /// Translations for one privilege context.
 struct Tlb {
     static constexpr std::size_t entry_count = 1024;
+    using Bitmap = std::array<std::uint64_t, entry_count / 64>;
+
     std::array<TlbEntry, entry_count> entries{};
+    Bitmap used{};    ///< Entries with a valid `read_tag`: flushes look at no others.
+    Bitmap global{};  ///< Of the used ones.
+    Bitmap large{};   ///< Of the used ones, parts of pages larger than 4 KiB.
+};
+
+/// Translations of pages that code was fetched from.
+struct FetchTlb {
+    static constexpr std::size_t entry_count = 128;
+    struct Entry {
+        std::uint64_t tag{TlbEntry::invalid};  ///< Linear address of the page, bit 0 set for CPL 3.
+        std::uint64_t gpa{};
+        const std::byte* host{};
+        bool global{};
+        std::uint8_t page_shift{};
+    };
+    std::array<Entry, entry_count> entries{};
+};
+
+/// `PhysicalMemory::page()` remembered, until the slots change.
+struct PhysicalPageCache {
+    static constexpr std::size_t entry_count = 256;
+    static constexpr std::uint64_t invalid = ~std::uint64_t{0};
+    struct Entry {
+        std::uint64_t gfn{invalid};
+        PhysicalMemory::Page page{};
+    };
+    std::array<Entry, entry_count> entries{};
 };
 
 /// Which of the TLBs an access goes through.
@@ -60,6 +90,24 @@ struct MmioReplay {
     std::size_t next{};          ///< Of `done`, the one the re-execution meets next.
     Access pending{};            ///< The one the caller is answering.
     bool waiting{};              ///< `pending` is with the caller.
+    const Op* owner{};           ///< The instruction that `done` belongs to (mmio.cpp).
+
+    /// The caller has filled `pending.data`: the instruction can be executed again.
+    void answered()
+    {
+        if (waiting) {
+            done.push_back(pending);
+            waiting = false;
+        }
+        next = 0;
+    }
+    /// The instruction is complete, or has faulted.
+    void finish() noexcept
+    {
+        done.clear();
+        next = 0;
+        waiting = false;
+    }
 };
 
 /// Bits of `Cpu::requests`.
@@ -96,6 +144,14 @@ struct Cpu : CpuState {
     bool alignment_check{};
     /// Set: DR7 has data breakpoints; pages they touch are kept out of the TLBs.
     bool data_breakpoints{};
+
+    FetchTlb fetch_tlb{};
+    PhysicalPageCache page_cache{};
+    /// PAE paging's PDPTE registers; `load_pdptes()` (memory.hpp) sets them.
+    std::array<std::uint64_t, 4> pdptes{};
+    /// What `mode_changed()` saw last: TLBs hold nothing from before a change of these.
+    std::array<std::uint64_t, 3> paging_key{};
+    std::array<std::uint64_t, 5> breakpoint_key{};
 
     MmioReplay mmio{};
     EngineExit exit{};
@@ -166,6 +222,8 @@ struct Cpu : CpuState {
     /// Recomputes what is cached from CS, SS, CR0, CR4, EFER, RFLAGS and DR7.  Call after any
     /// change to them.
     void mode_changed() noexcept;
+    /// The core changed any of the state: recomputes and drops all that is derived from it.
+    void state_changed() noexcept;
 };
 
 }  // namespace vmm::x86::soft

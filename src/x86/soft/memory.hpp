@@ -101,7 +101,16 @@ struct CodePage {
 void flush_tlb_all(Cpu& cpu) noexcept;
 void flush_tlb_non_global(Cpu& cpu) noexcept;
 void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept;
-/// Translation without side effects, for KVM_TRANSLATE and debuggers.
+/// The next write to the host page (or to any page) goes through `write_slow`.
+void drop_write_translations(Cpu& cpu, const std::byte* host_page) noexcept;
+void drop_write_translations(Cpu& cpu) noexcept;
+/// Loads the PDPTE registers from the table at `cr3` (PAE paging without long mode).  False, and
+/// nothing changed, where a present entry has a reserved bit set: #GP(0).  SDM Vol. 3A "PDPTE
+/// Registers": on a write of CR3, and of CR0 or CR4 bits that bring PAE paging about.
+[[nodiscard]] bool load_pdptes(Cpu& cpu, std::uint64_t cr3) noexcept;
+
+/// Translation without side effects, for KVM_TRANSLATE and debuggers.  @pre The vCPU is in the
+/// guest (`SoftVm::enter_guest`).
 [[nodiscard]] bool translate_quietly(Cpu& cpu, std::uint64_t linear, std::uint64_t& gpa) noexcept;
 
 /// Runs `action(host pointer)` while no other vCPU of the VM executes guest code, or on the
