@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "options.hpp"
+
+#include <charconv>
+#include <optional>
+#include <string_view>
+
+#include <fmt/format.h>
+
+namespace vmm_linux {
+
+const char* const usage =
+    "usage: vmm-linux --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--cpus N]\n"
+    "                 [--engine auto|soft|kvm|svm|vmx]\n"
+    "\n"
+    "Boots a Linux kernel (bzImage, ELF vmlinux or PVH) with its console on this terminal.\n"
+    "  --append   kernel command line (default: console=ttyS0)\n"
+    "  --memory   RAM, with suffix K, M or G (default: 512M)\n"
+    "  --cpus     1 to 255 (default: 1)\n"
+    "Ctrl-A x quits, Ctrl-A h lists the other keys.\n"
+    "\n"
+    "Exit status: 0 power-off; what the guest wrote to port 0xf4; 1 it cannot run; 2 wrong usage;\n"
+    "124 the guest triple-faulted; 125 the guest panicked; 126 the guest met something that the\n"
+    "engine cannot execute; 130 quit from the keyboard.\n";
+
+namespace {
+
+using vmm::Error;
+using vmm::Result;
+
+Error wrong(std::string sentence)
+{
+    return {std::errc::invalid_argument, std::move(sentence)};
+}
+
+/// "512M" and the like; nothing if it is no size or does not fit 64 bits.
+std::optional<std::uint64_t> parse_size(std::string_view text)
+{
+    unsigned shift = 0;
+    if (!text.empty()) {
+        switch (text.back()) {
+        case 'k':
+        case 'K': shift = 10; break;
+        case 'm':
+        case 'M': shift = 20; break;
+        case 'g':
+        case 'G': shift = 30; break;
+        default: break;
+        }
+    }
+    if (shift != 0) {
+        text.remove_suffix(1);
+    }
+    std::uint64_t number = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (error != std::errc{} || end != text.data() + text.size() ||
+        number > (~std::uint64_t{0} >> shift)) {
+        return std::nullopt;
+    }
+    return number << shift;
+}
+
+Result<void> set_memory(Options& options, std::string_view value)
+{
+    constexpr std::uint64_t smallest = 1U << 20U;
+    constexpr std::uint64_t page = 4096;
+    const auto size = parse_size(value);
+    if (!size || *size < smallest || *size % page != 0) {
+        return wrong(fmt::format("--memory {}: give a size in whole pages of 4096 bytes, at least "
+                                 "1M, for example 512M or 2G",
+                                 value));
+    }
+    options.memory_bytes = *size;
+    return vmm::success;
+}
+
+Result<void> set_cpus(Options& options, std::string_view value)
+{
+    constexpr std::uint64_t most = 255;
+    const auto count = parse_size(value);
+    if (!count || *count < 1 || *count > most) {
+        return wrong(fmt::format("--cpus {}: give a number from 1 to {}", value, most));
+    }
+    options.cpus = static_cast<std::uint32_t>(*count);
+    return vmm::success;
+}
+
+Result<void> set_engine(Options& options, std::string_view value)
+{
+    const auto engine = vmm::engine_from_name(value);
+    if (!engine) {
+        return wrong(fmt::format("--engine {}: there is no such engine; auto, soft, kvm, svm and "
+                                 "vmx are known, and vmm-info says which work here",
+                                 value));
+    }
+    options.engine = *engine;
+    return vmm::success;
+}
+
+Result<void> set_option(Options& options, std::string_view name, std::string_view value)
+{
+    if (name == "--kernel") {
+        options.kernel = value;
+    } else if (name == "--initrd") {
+        options.initrd = value;
+    } else if (name == "--append") {
+        options.append = value;
+    } else if (name == "--memory") {
+        return set_memory(options, value);
+    } else if (name == "--cpus") {
+        return set_cpus(options, value);
+    } else if (name == "--engine") {
+        return set_engine(options, value);
+    } else {
+        return wrong(fmt::format("{}: there is no such option; try --help", name));
+    }
+    return vmm::success;
+}
+
+}  // namespace
+
+Result<Options> parse_options(int argc, char** argv)
+{
+    Options options;
+    for (int i = 1; i < argc; ++i) {
+        const std::string_view argument{argv[i]};
+        if (argument == "--help" || argument == "-h") {
+            options.help = true;
+            return options;
+        }
+        const std::size_t equals = argument.find('=');
+        const bool attached = argument.substr(0, 2) == "--" && equals != std::string_view::npos;
+        if (!attached && i + 1 >= argc) {
+            return wrong(fmt::format("{}: give it a value, or try --help", argument));
+        }
+        const std::string_view value = attached ? argument.substr(equals + 1) : argv[++i];
+        VMM_TRY_VOID(set_option(options, attached ? argument.substr(0, equals) : argument, value));
+    }
+    if (options.kernel.empty()) {
+        return wrong("no kernel: give one with --kernel FILE, a bzImage or vmlinux");
+    }
+    return options;
+}
+
+}  // namespace vmm_linux

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "vmm/vmm.hpp"
+
+namespace vmm_linux {
+
+struct Options {
+    std::string kernel;
+    std::string initrd;
+    std::string append{"console=ttyS0"};
+    std::uint64_t memory_bytes{512U << 20U};
+    std::uint32_t cpus{1};
+    vmm::Engine engine{vmm::Engine::Auto};
+    bool help{};
+};
+
+extern const char* const usage;
+
+/// The command line, or EINVAL and a sentence that says what would work.
+[[nodiscard]] vmm::Result<Options> parse_options(int argc, char** argv);
+
+}  // namespace vmm_linux

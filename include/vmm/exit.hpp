@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// Why a virtual CPU stopped running guest code.
+///
+///     vmm::Result<vmm::Exit> exit = vcpu.run();
+///     exit->visit(vmm::Overloaded{
+///         [&](const vmm::PortWrite& e) { console.write(e.data); },
+///         [&](const vmm::Halt&) { done = true; },
+///         [&](const auto& e) { … }});
+///
+/// A caller sees what KVM would show it, under KVM's conditions.
+
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+#include "vmm/address.hpp"
+#include "vmm/export.hpp"
+
+namespace vmm {
+
+/// The guest read from an I/O port.  Fill `data` before the next `Vcpu::run()`.
+///
+/// `data` aliases the vCPU's run area and is valid until then; it starts out as all ones, what
+/// an empty bus answers.
+struct PortRead {
+    Port port;
+    std::uint8_t width;         ///< Bytes per access: 1, 2 or 4.
+    std::span<std::byte> data;  ///< `width` bytes times the repeat count of a string access.
+};
+
+/// The guest wrote `data` to an I/O port.
+struct PortWrite {
+    Port port;
+    std::uint8_t width;  ///< Bytes per access: 1, 2 or 4.
+    std::span<const std::byte> data;
+};
+
+/// The guest read guest-physical memory that no slot backs.  Fill `data` (1 to 8 bytes, all ones
+/// to begin with) before the next run.  Wider or page-crossing accesses come as several exits.
+struct MmioRead {
+    Gpa gpa;
+    std::span<std::byte> data;
+};
+
+/// The guest wrote `data` (1 to 8 bytes) to guest-physical memory that no slot backs, or to a
+/// read-only slot.
+struct MmioWrite {
+    Gpa gpa;
+    std::span<const std::byte> data;
+};
+
+/// The guest executed HLT.  Only without an in-library interrupt controller: with one, HLT waits
+/// inside `run()`.
+struct Halt {};
+
+/// The guest triple-faulted.
+struct Shutdown {};
+
+/// `Vcpu::Kicker::kick()` ended the run.  The state is consistent; run again to go on.
+struct Interrupted {};
+
+/// An external interrupt can be injected now (`Vcpu::request_irq_window`).
+struct IrqWindow {};
+
+/// The engine cannot execute the instruction at RIP, e.g. code in no memory slot.  RIP stands at
+/// it; running again meets it again.
+struct InternalError {
+    std::span<const std::uint8_t> instruction;  ///< What could be fetched, 0 to 15 bytes.
+};
+
+/// The hardware refused the state that it was asked to enter.
+struct EntryFailure {
+    std::uint64_t hardware_reason;  ///< VM-instruction error or VMEXIT code; engine-specific.
+};
+
+namespace core {
+class VcpuCore;
+}
+
+/// What ended a `Vcpu::run()`: exactly one of the structs above.
+///
+/// A value; copying it is cheap.  Valid until the next `run()` of its vCPU.
+class VMM_API Exit {
+public:
+    using Reason = std::variant<PortRead,  //
+                                PortWrite,
+                                MmioRead,
+                                MmioWrite,
+                                Halt,
+                                Shutdown,
+                                Interrupted,
+                                IrqWindow,
+                                InternalError,
+                                EntryFailure>;
+
+    Exit(Reason reason, core::VcpuCore* vcpu) noexcept : reason_{reason}, vcpu_{vcpu} {}
+
+    [[nodiscard]] const Reason& reason() const noexcept { return reason_; }
+
+    template <typename T>
+    [[nodiscard]] bool is() const noexcept
+    {
+        return std::holds_alternative<T>(reason_);
+    }
+    /// The payload, or null if the reason is another.
+    template <typename T>
+    [[nodiscard]] const T* get_if() const noexcept
+    {
+        return std::get_if<T>(&reason_);
+    }
+    /// Calls the visitor with the payload.  A visitor without a catch-all stops compiling when a
+    /// reason is added, which is how one finds the code that must handle it.
+    template <typename Visitor>
+    decltype(auto) visit(Visitor&& visitor) const
+    {
+        return std::visit(std::forward<Visitor>(visitor), reason_);
+    }
+
+    /// The reason's name, e.g. "port write".
+    [[nodiscard]] const char* name() const noexcept;
+
+    /// Finishes the pending I/O, MMIO or MSR access without running another instruction: RIP and
+    /// registers become final, as after KVM_RUN with `immediate_exit`.  The data of a read must
+    /// have been filled.  Does nothing where nothing is pending.
+    void complete() const noexcept;
+
+private:
+    Reason reason_;
+    core::VcpuCore* vcpu_;
+};
+
+static_assert(std::is_trivially_copyable_v<Exit>, "an exit is passed by value on the hot path");
+
+/// Builds a visitor from lambdas.
+template <typename... Fs>
+struct Overloaded : Fs... {
+    using Fs::operator()...;
+};
+template <typename... Fs>
+Overloaded(Fs...) -> Overloaded<Fs...>;
+
+}  // namespace vmm

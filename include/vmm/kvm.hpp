@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The system object: what `/dev/kvm` is to KVM.
+///
+///     vmm::Kvm kvm = vmm::Kvm::open().value();
+///     vmm::Vm vm = kvm.create_vm().value();
+///     vmm::Vcpu vcpu = vm.create_vcpu(0).value();
+///     vmm::Exit exit = vcpu.run().value();
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmm/export.hpp"
+#include "vmm/result.hpp"
+#include "vmm/vm.hpp"
+#include "vmm/x86/state.hpp"
+
+namespace vmm {
+
+/// What runs the guest.
+enum class Engine : std::uint8_t {
+    Auto,  ///< The fastest that works on this host.
+    Soft,  ///< A software x86-64 CPU in this process; needs nothing.
+    Kvm,   ///< The kernel's KVM.
+    Svm,   ///< Our own AMD SVM entry path, through the helper module.
+    Vmx,   ///< Our own Intel VMX entry path, through the helper module.
+};
+
+/// "auto", "soft", "kvm", "svm" or "vmx".
+[[nodiscard]] VMM_API std::string_view name(Engine engine) noexcept;
+[[nodiscard]] VMM_API std::optional<Engine> engine_from_name(std::string_view name) noexcept;
+
+/// Whether an engine can run guests here.
+struct EngineReport {
+    Engine engine{};
+    bool usable{};
+    std::string reason;  ///< One sentence: how it was found usable, or why it is not.
+    std::string fix;     ///< What would make it usable; empty if it is, or if nothing would.
+};
+
+/// Looks at each engine, best first.  A candidate is trusted only after it has run a tiny guest
+/// through real, protected and long mode; takes a few milliseconds.
+[[nodiscard]] VMM_API std::vector<EngineReport> probe_engines();
+
+/// KVM's capabilities (KVM_CAP_…) that this library answers for, by KVM's numbers.
+enum class Capability : std::uint32_t {
+    Irqchip = 0,
+    Hlt = 1,
+    UserMemory = 3,
+    ExtCpuid = 7,
+    NrVcpus = 9,
+    NrMemslots = 10,
+    MpState = 14,
+    DestroyMemoryRegionWorks = 21,
+    UserNmi = 22,
+    IrqRouting = 25,
+    IrqInjectStatus = 26,
+    JoinMemoryRegionsWorks = 30,
+    Pit2 = 33,
+    VcpuEvents = 41,
+    DebugRegs = 50,
+    Xsave = 55,
+    Xcrs = 56,
+    GetTscKhz = 61,
+    MaxVcpus = 66,
+    TscDeadlineTimer = 72,
+    SignalMsi = 77,
+    ReadonlyMem = 81,
+    MultiAddressSpace = 118,
+    MaxVcpuId = 128,
+    ImmediateExit = 136,
+};
+
+struct KvmOptions {
+    Engine engine{Engine::Auto};
+};
+
+/// An opened engine.  Move-only; virtual machines created from it may outlive it.
+///
+/// Thread safety: const members may be called from any thread.
+class VMM_API Kvm {
+public:
+    /// Opens an engine.
+    ///
+    /// @return ENODEV if the engine asked for does not work here; the message says why and what
+    /// would fix it.  `Engine::Auto` fails only if no engine works.
+    [[nodiscard]] static Result<Kvm> open(const KvmOptions& options = {});
+
+    Kvm(Kvm&&) noexcept;
+    Kvm& operator=(Kvm&&) noexcept;
+    Kvm(const Kvm&) = delete;
+    Kvm& operator=(const Kvm&) = delete;
+    ~Kvm();
+
+    /// The engine in use; never `Auto`.
+    [[nodiscard]] Engine engine() const noexcept;
+
+    /// KVM_GET_API_VERSION: 12.
+    [[nodiscard]] int api_version() const noexcept { return 12; }
+
+    /// KVM_CHECK_EXTENSION: 0 for what is absent, else 1 or the number that the capability
+    /// stands for.
+    [[nodiscard]] int check_extension(Capability capability) const noexcept;
+
+    /// KVM_GET_SUPPORTED_CPUID: all that a guest may be offered on this host.
+    [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
+
+    /// KVM_GET_MSR_INDEX_LIST: the MSRs that make up a guest's state.
+    [[nodiscard]] std::vector<std::uint32_t> msr_index_list() const;
+
+    /// Frequency of the guest's time-stamp counter, in kHz.
+    [[nodiscard]] std::uint32_t tsc_khz() const noexcept;
+
+    /// KVM_CREATE_VM.  Any number per process.
+    [[nodiscard]] Result<Vm> create_vm() const;
+
+private:
+    explicit Kvm(Engine engine) noexcept : engine_{engine} {}
+
+    Engine engine_;
+};
+
+}  // namespace vmm

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// A virtual CPU.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "vmm/address.hpp"
+#include "vmm/exit.hpp"
+#include "vmm/export.hpp"
+#include "vmm/result.hpp"
+#include "vmm/x86/irqchip_state.hpp"
+#include "vmm/x86/state.hpp"
+
+namespace vmm {
+
+/// A virtual CPU.  Created by `Vm::create_vcpu()`, in the state that RESET leaves (SDM Vol. 3A
+/// "Processor State After Reset").
+///
+/// Thread safety: one thread at a time; whichever thread calls `run()` is the vCPU.  Only a
+/// `Kicker` reaches it from elsewhere.
+///
+/// State set here is what the next `run()` continues with.  After a port, MMIO or MSR exit,
+/// RIP and registers are final only once that access is completed: by the next `run()`, or by
+/// `Exit::complete()`.
+class VMM_API Vcpu {
+public:
+    /// Ends a run.  Copyable; safe to keep after its vCPU is gone.
+    ///
+    /// Thread safety: any thread, at any time.
+    class VMM_API Kicker {
+    public:
+        /// Makes the current `run()`, or the next if none is running, return `Interrupted`.
+        /// Never lost; several kicks before that return count as one.
+        void kick() const noexcept;
+
+    private:
+        friend class Vcpu;
+        explicit Kicker(std::weak_ptr<core::VcpuCore> vcpu) noexcept : vcpu_{std::move(vcpu)} {}
+
+        std::weak_ptr<core::VcpuCore> vcpu_;
+    };
+
+    explicit Vcpu(std::shared_ptr<core::VcpuCore> core) noexcept;
+    Vcpu(Vcpu&&) noexcept;
+    Vcpu& operator=(Vcpu&&) noexcept;
+    Vcpu(const Vcpu&) = delete;
+    Vcpu& operator=(const Vcpu&) = delete;
+    ~Vcpu();
+
+    [[nodiscard]] std::uint32_t id() const noexcept;
+    [[nodiscard]] Kicker kicker() const noexcept;
+
+    /// KVM_RUN: runs guest code until something needs the caller.
+    ///
+    /// What the guest does, however wrong, is an `Exit`; an error means that the host could not
+    /// run it.
+    Result<Exit> run() noexcept;
+
+    // --- State.
+
+    [[nodiscard]] x86::Regs regs() const noexcept;
+    /// KVM_SET_REGS.  Bit 1 of RFLAGS is set for you; a pending exception is dropped.
+    void set_regs(const x86::Regs& regs) noexcept;
+
+    [[nodiscard]] x86::Sregs sregs() const noexcept;
+    /// KVM_SET_SREGS.
+    ///
+    /// @return EINVAL for a combination that no CPU of this CPUID can be in; the message names
+    /// the field, its value, and what is permitted.
+    Result<void> set_sregs(const x86::Sregs& sregs);
+
+    [[nodiscard]] x86::Fpu fpu() const noexcept;
+    void set_fpu(const x86::Fpu& fpu) noexcept;
+
+    [[nodiscard]] x86::Xsave xsave() const noexcept;
+    /// KVM_SET_XSAVE.
+    ///
+    /// @return EINVAL for reserved MXCSR bits or components beyond what CPUID offers.
+    Result<void> set_xsave(const x86::Xsave& xsave);
+
+    [[nodiscard]] std::uint64_t xcr0() const noexcept;
+    /// KVM_SET_XCRS.  @return EINVAL as XSETBV would raise #GP(0).
+    Result<void> set_xcr0(std::uint64_t value);
+
+    /// KVM_SET_CPUID2: what the guest's CPUID instruction reports and which features it has.
+    ///
+    /// @return EINVAL for a feature that the engine cannot offer, E2BIG above 256 entries.
+    Result<void> set_cpuid(std::span<const x86::CpuidEntry> entries);
+    [[nodiscard]] std::vector<x86::CpuidEntry> cpuid() const;
+
+    /// KVM_GET_MSRS for one MSR.  @return EINVAL if there is no such MSR.
+    [[nodiscard]] Result<std::uint64_t> msr(std::uint32_t index) const;
+    /// KVM_SET_MSRS for one MSR.  @return EINVAL if there is no such MSR or the value is reserved.
+    Result<void> set_msr(std::uint32_t index, std::uint64_t value);
+
+    [[nodiscard]] x86::VcpuEvents events() const noexcept;
+    /// KVM_SET_VCPU_EVENTS.  @return EINVAL for a vector above 31 in `exception`.
+    Result<void> set_events(const x86::VcpuEvents& events);
+
+    [[nodiscard]] x86::DebugRegs debug_regs() const noexcept;
+    /// KVM_SET_DEBUGREGS.  @return EINVAL if the upper half of DR6 or DR7 is not zero.
+    Result<void> set_debug_regs(const x86::DebugRegs& regs);
+
+    [[nodiscard]] x86::MpState mp_state() const noexcept;
+    /// KVM_SET_MP_STATE.  @return EINVAL for other than `Runnable` without an irqchip.
+    Result<void> set_mp_state(x86::MpState state);
+
+    /// KVM_GET_LAPIC.  @return EINVAL without an irqchip.
+    [[nodiscard]] Result<x86::irqchip::LapicState> lapic() const;
+    Result<void> set_lapic(const x86::irqchip::LapicState& lapic);
+
+    /// KVM_TRANSLATE: the guest-physical address of a linear one, or nothing if it is unmapped.
+    [[nodiscard]] std::optional<Gpa> translate(Gva linear) const noexcept;
+
+    // --- Interrupts, where the VM has no irqchip of its own.
+
+    /// KVM_INTERRUPT: delivers `vector` as soon as the guest allows.
+    ///
+    /// @return ENXIO with an in-library irqchip, EEXIST while another one waits.
+    Result<void> interrupt(std::uint8_t vector);
+    /// Whether the guest would take an interrupt now (ready_for_interrupt_injection).
+    [[nodiscard]] bool ready_for_interrupt_injection() const noexcept;
+    /// Asks for an `IrqWindow` exit as soon as the guest would take one.
+    void request_irq_window(bool wanted) noexcept;
+    /// KVM_NMI.  Any thread.
+    void nmi() noexcept;
+
+private:
+    std::shared_ptr<core::VcpuCore> core_;
+};
+
+}  // namespace vmm

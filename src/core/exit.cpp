@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmm/exit.hpp"
+
+#include "core/vcpu_core.hpp"
+
+namespace vmm {
+
+const char* Exit::name() const noexcept
+{
+    return visit(Overloaded{
+        [](const PortRead&) { return "port read"; }, [](const PortWrite&) { return "port write"; },
+        [](const MmioRead&) { return "mmio read"; }, [](const MmioWrite&) { return "mmio write"; },
+        [](const Halt&) { return "halt"; }, [](const Shutdown&) { return "shutdown"; },
+        [](const Interrupted&) { return "interrupted"; },
+        [](const IrqWindow&) { return "irq window"; },
+        [](const InternalError&) { return "internal error"; },
+        [](const EntryFailure&) { return "entry failure"; }});
+}
+
+void Exit::complete() const noexcept
+{
+    vcpu_->complete_pending();
+}
+
+}  // namespace vmm

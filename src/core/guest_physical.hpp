@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The memory slots as an engine sees them.
+
+#pragma once
+
+#include "vmm/memory/memslots.hpp"
+#include "x86/engine.hpp"
+
+namespace vmm::core {
+
+/// Address space 0 of a slot table.  Thread safety: all members from any thread.
+class GuestPhysical final : public x86::PhysicalMemory {
+public:
+    [[nodiscard]] Page page(std::uint64_t gfn) noexcept override;
+    void mark_dirty(std::uint64_t gfn) noexcept override;
+
+    [[nodiscard]] memory::MemslotTable<>& slots() noexcept { return slots_; }
+
+private:
+    memory::MemslotTable<> slots_;
+};
+
+}  // namespace vmm::core

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmm/kvm.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "core/log.hpp"
+#include "core/vm_core.hpp"
+#include "x86/cpuid.hpp"
+#include "x86/msr.hpp"
+#include "x86/tsc.hpp"
+
+namespace vmm {
+
+Kvm::Kvm(Kvm&&) noexcept = default;
+Kvm& Kvm::operator=(Kvm&&) noexcept = default;
+Kvm::~Kvm() = default;
+
+Result<Kvm> Kvm::open(const KvmOptions& options)
+{
+    const std::vector<EngineReport> reports = probe_engines();
+    if (options.engine == Engine::Auto) {
+        for (const EngineReport& report : reports) {
+            if (report.usable) {
+                core::log().info("engine {}: {}", name(report.engine), report.reason);
+                return Kvm{report.engine};
+            }
+            core::log().info("engine {} not taken: {}", name(report.engine), report.reason);
+        }
+        return Error{std::errc::no_such_device,
+                     fmt::format("no engine works on this host; soft: {}; to mend it, {}",
+                                 reports.back().reason, reports.back().fix)};
+    }
+    const auto report = std::find_if(reports.begin(), reports.end(), [&](const EngineReport& r) {
+        return r.engine == options.engine;
+    });
+    if (report == reports.end()) {
+        return Error{std::errc::invalid_argument,
+                     "there is no such engine; auto, soft, kvm, svm and vmx are known"};
+    }
+    if (!report->usable) {
+        return Error{std::errc::no_such_device,
+                     fmt::format("engine {} does not work here: {}; {}", name(options.engine),
+                                 report->reason,
+                                 report->fix.empty() ? "use engine soft or auto"
+                                                     : "to mend it, " + report->fix)};
+    }
+    return Kvm{options.engine};
+}
+
+Engine Kvm::engine() const noexcept
+{
+    return engine_;
+}
+
+int Kvm::check_extension(Capability capability) const noexcept
+{
+    switch (capability) {
+    case Capability::Irqchip:
+    case Capability::Hlt:
+    case Capability::UserMemory:
+    case Capability::ExtCpuid:
+    case Capability::MpState:
+    case Capability::DestroyMemoryRegionWorks:
+    case Capability::UserNmi:
+    case Capability::IrqInjectStatus:
+    case Capability::JoinMemoryRegionsWorks:
+    case Capability::Pit2:
+    case Capability::VcpuEvents:
+    case Capability::DebugRegs:
+    case Capability::Xsave:
+    case Capability::Xcrs:
+    case Capability::GetTscKhz:
+    case Capability::TscDeadlineTimer:
+    case Capability::SignalMsi:
+    case Capability::ReadonlyMem:
+    case Capability::ImmediateExit: return 1;
+    case Capability::MultiAddressSpace: return 2;
+    case Capability::IrqRouting: return 4096;
+    case Capability::NrVcpus: return 64;
+    case Capability::MaxVcpus:
+    case Capability::MaxVcpuId: return static_cast<int>(core::VmCore::max_vcpu_id);
+    case Capability::NrMemslots: return 32764;
+    }
+    return 0;
+}
+
+std::vector<x86::CpuidEntry> Kvm::supported_cpuid() const
+{
+    return x86::supported_cpuid(tsc_khz());
+}
+
+std::vector<std::uint32_t> Kvm::msr_index_list() const
+{
+    return x86::msr_index_list();
+}
+
+std::uint32_t Kvm::tsc_khz() const noexcept
+{
+    return x86::host_tsc_khz();
+}
+
+Result<Vm> Kvm::create_vm() const
+{
+    VMM_TRY(auto vm, core::VmCore::create(engine_));
+    return Vm{std::move(vm)};
+}
+
+}  // namespace vmm

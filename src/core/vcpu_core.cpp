@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "core/vcpu_core.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/log.hpp"
+#include "core/vm_core.hpp"
+#include "x86/tsc.hpp"
+
+namespace vmm::core {
+namespace {
+
+using x86::EngineExit;
+
+constexpr std::uint64_t rflags_if = 1U << 9U;
+
+}  // namespace
+
+Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
+                                                   x86::EngineVm& engine,
+                                                   std::uint32_t id)
+{
+    auto vcpu = std::make_shared<VcpuCore>(std::move(vm), id);
+    VMM_TRY(vcpu->engine_, engine.create_vcpu(*vcpu));
+    x86::CpuState& state = vcpu->state();
+    x86::reset_state(state, false);
+    // The guest's TSC starts at 0, as after RESET.
+    state.tsc_offset = std::uint64_t{0} - x86::read_host_tsc();
+    if (x86::irqchip::Irqchip* chip = vcpu->vm_->irqchip()) {
+        vcpu->lapic_ = chip->create_lapic(id, *vcpu, vcpu->tsc_clock());
+        vcpu->mp_state_ =
+            vcpu->is_bootstrap() ? x86::MpState::Runnable : x86::MpState::Uninitialized;
+    }
+    vcpu->state_changed();
+    return vcpu;
+}
+
+VcpuCore::VcpuCore(std::shared_ptr<VmCore> vm, std::uint32_t id) : vm_{std::move(vm)}, id_{id} {}
+
+VcpuCore::~VcpuCore()
+{
+    if (lapic_ != nullptr) {
+        vm_->irqchip()->remove_lapic(id_);
+    }
+    vm_->forget_vcpu(id_);
+}
+
+x86::irqchip::TscClock VcpuCore::tsc_clock()
+{
+    x86::irqchip::TscClock clock;
+    clock.read = [this] { return guest_tsc(); };
+    clock.to_ns_deadline = [this](std::uint64_t deadline) {
+        const std::uint64_t now_ns = vm_->event_loop().now_ns();
+        const std::uint64_t now = guest_tsc();
+        if (deadline <= now) {
+            return now_ns;
+        }
+        // 128 bits: a guest may set a deadline centuries away.
+        const auto wait =
+            static_cast<unsigned __int128>(deadline - now) * 1'000'000U / vm_->tsc_khz();
+        constexpr std::uint64_t longest = std::uint64_t{1} << 60U;  // 36 years.
+        return now_ns + static_cast<std::uint64_t>(std::min<unsigned __int128>(wait, longest));
+    };
+    return clock;
+}
+
+// --- Requests from other threads.
+
+void VcpuCore::wake() noexcept
+{
+    engine_->request_exit();
+    {
+        // Taken so that a vCPU between its last look and its wait does not miss this.
+        const std::lock_guard lock{block_mutex_};
+    }
+    block_changed_.notify_all();
+}
+
+void VcpuCore::user_kick() noexcept
+{
+    kicked_.store(true, std::memory_order_release);
+    wake();
+}
+
+void VcpuCore::kick() noexcept
+{
+    wake();
+}
+
+void VcpuCore::deliver_nmi() noexcept
+{
+    // SDM Vol. 3A "Handling Multiple NMIs": one is held pending while one is being handled.
+    unsigned count = nmi_pending_.load(std::memory_order_relaxed);
+    while (count < 2U && !nmi_pending_.compare_exchange_weak(count, count + 1U)) {
+    }
+    wake();
+}
+
+void VcpuCore::deliver_init() noexcept
+{
+    sipi_vector_.store(no_sipi);  // A SIPI from before this INIT is void.
+    init_pending_.store(true);
+    wake();
+}
+
+void VcpuCore::deliver_sipi(std::uint8_t vector) noexcept
+{
+    sipi_vector_.store(vector);
+    wake();
+}
+
+void VcpuCore::deliver_smi() noexcept
+{
+    // Without SMM (the capability is not offered) an SMI has no handler to go to.
+}
+
+// --- The run loop.
+
+Result<Exit> VcpuCore::run() noexcept
+{
+    for (;;) {
+        if (kicked_.exchange(false, std::memory_order_acquire)) {
+            complete_pending();
+            return Exit{Interrupted{}, this};
+        }
+        handle_init_and_sipi();
+        if (!is_runnable()) {
+            block();
+            continue;
+        }
+        if (!io_pending_) {
+            choose_event();
+        }
+        io_pending_ = false;
+        if (auto reason = handle(engine_->enter())) {
+            return Exit{*reason, this};
+        }
+    }
+}
+
+void VcpuCore::complete_pending() noexcept
+{
+    if (std::exchange(io_pending_, false)) {
+        io_pending_ = !engine_->complete_pending();
+    }
+}
+
+void VcpuCore::handle_init_and_sipi() noexcept
+{
+    if (lapic_ == nullptr) {
+        return;
+    }
+    if (init_pending_.exchange(false)) {
+        x86::reset_state(state(), true);
+        state_changed();
+        lapic_->init();
+        mp_state_ = is_bootstrap() ? x86::MpState::Runnable : x86::MpState::InitReceived;
+        io_pending_ = false;
+    }
+    if (sipi_vector_.load() == no_sipi) {
+        return;
+    }
+    const int vector = sipi_vector_.exchange(no_sipi);
+    // SDM Vol. 3A "MP Initialization Protocol": a SIPI counts only after INIT.
+    if (mp_state_ == x86::MpState::InitReceived && vector != no_sipi) {
+        x86::Segment& cs = state().seg[x86::Cs];
+        cs.selector = static_cast<std::uint16_t>(vector << 8U);
+        cs.base = static_cast<std::uint64_t>(vector) << 12U;
+        state().rip = 0;
+        state_changed();
+        mp_state_ = x86::MpState::Runnable;
+    }
+}
+
+bool VcpuCore::has_wake_event() noexcept
+{
+    return nmi_pending_.load(std::memory_order_relaxed) != 0U || init_pending_.load() ||
+           state().pending_debug != 0U || state().inject.has_value() ||
+           (user_interrupt_.has_value() && (state().rflags & rflags_if) != 0U) ||
+           (lapic_ != nullptr && (state().rflags & rflags_if) != 0U && lapic_->has_interrupt());
+}
+
+bool VcpuCore::is_runnable() noexcept
+{
+    switch (mp_state_) {
+    case x86::MpState::Runnable: return true;
+    case x86::MpState::Halted:
+        if (!has_wake_event()) {
+            return false;
+        }
+        mp_state_ = x86::MpState::Runnable;
+        return true;
+    case x86::MpState::Uninitialized:
+    case x86::MpState::InitReceived:
+    case x86::MpState::SipiReceived: break;
+    }
+    return false;
+}
+
+void VcpuCore::block() noexcept
+{
+    std::unique_lock lock{block_mutex_};
+    block_changed_.wait(lock, [this] {
+        return kicked_.load(std::memory_order_relaxed) || init_pending_.load() ||
+               sipi_vector_.load() != no_sipi ||
+               (mp_state_ == x86::MpState::Halted && has_wake_event());
+    });
+}
+
+/// SDM Vol. 3A "Priority Among Concurrent Events": traps of the instruction before, NMI, external
+/// interrupt.
+void VcpuCore::choose_event() noexcept
+{
+    x86::CpuState& cpu = state();
+    cpu.nmi_window_requested = false;
+    cpu.irq_window_requested = user_irq_window_;
+    if (cpu.inject.has_value() || cpu.pending_debug != 0U) {
+        // They come first; what else is pending waits for the next window.
+        cpu.nmi_window_requested = nmi_pending_.load(std::memory_order_relaxed) != 0U;
+        cpu.irq_window_requested |=
+            user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt());
+        return;
+    }
+    const bool shadow = cpu.sti_shadow || cpu.mov_ss_shadow;
+    if (nmi_pending_.load(std::memory_order_relaxed) != 0U) {
+        if (cpu.nmi_blocked || shadow) {
+            cpu.nmi_window_requested = true;
+        } else {
+            nmi_pending_.fetch_sub(1);
+            cpu.inject = x86::Event{x86::EventKind::Nmi, 2};
+            cpu.nmi_window_requested = nmi_pending_.load(std::memory_order_relaxed) != 0U;
+            cpu.irq_window_requested |=
+                user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt());
+            return;
+        }
+    }
+    const bool has_interrupt =
+        user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt());
+    if (!has_interrupt) {
+        return;
+    }
+    if (shadow || (cpu.rflags & rflags_if) == 0U) {
+        cpu.irq_window_requested = true;
+        return;
+    }
+    std::optional<std::uint8_t> vector = std::exchange(user_interrupt_, std::nullopt);
+    if (!vector) {
+        vector = lapic_->acknowledge();
+    }
+    if (vector) {
+        cpu.inject = x86::Event{x86::EventKind::ExternalInterrupt, *vector};
+    }
+}
+
+std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
+{
+    switch (exit.reason) {
+    case EngineExit::Reason::Interrupted:
+    case EngineExit::Reason::NmiWindow: return std::nullopt;
+    case EngineExit::Reason::IrqWindow:
+        if (user_irq_window_ && !user_interrupt_) {
+            return IrqWindow{};
+        }
+        return std::nullopt;
+    case EngineExit::Reason::PortRead:
+        io_pending_ = true;
+        return PortRead{Port{exit.port}, exit.size, exit.data};
+    case EngineExit::Reason::PortWrite:
+        io_pending_ = true;
+        return PortWrite{Port{exit.port}, exit.size, exit.data};
+    case EngineExit::Reason::MmioRead:
+        io_pending_ = true;
+        return MmioRead{Gpa{exit.gpa}, exit.data};
+    case EngineExit::Reason::MmioWrite:
+        io_pending_ = true;
+        return MmioWrite{Gpa{exit.gpa}, exit.data};
+    case EngineExit::Reason::Halt:
+        if (lapic_ == nullptr) {
+            return Halt{};
+        }
+        mp_state_ = x86::MpState::Halted;
+        return std::nullopt;
+    case EngineExit::Reason::Shutdown: return Shutdown{};
+    case EngineExit::Reason::InternalError:
+        return InternalError{{exit.instruction.data(), exit.instruction_size}};
+    case EngineExit::Reason::MsrRead:
+    case EngineExit::Reason::MsrWrite:
+    case EngineExit::Reason::Debug: break;  // The core asks the engine for none of these.
+    }
+    return InternalError{{}};
+}
+
+// --- What the engine asks of the core.
+
+bool VcpuCore::mmio_read(Gpa gpa, std::span<std::byte> data) noexcept
+{
+    if (lapic_ != nullptr && vm_->irqchip()->mmio_read(id_, gpa, data)) {
+        return true;
+    }
+    return vm_->mmio_bus.read(gpa, data);
+}
+
+bool VcpuCore::mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept
+{
+    if (lapic_ != nullptr && vm_->irqchip()->mmio_write(id_, gpa, data)) {
+        return true;
+    }
+    return vm_->mmio_bus.write(gpa, data);
+}
+
+bool VcpuCore::port_read(Port port, std::span<std::byte> data) noexcept
+{
+    return vm_->port_bus.read(port, data);
+}
+
+bool VcpuCore::port_write(Port port, std::span<const std::byte> data) noexcept
+{
+    return vm_->port_bus.write(port, data);
+}
+
+void VcpuCore::write_cr8(std::uint64_t value) noexcept
+{
+    if (lapic_ != nullptr) {
+        lapic_->set_cr8(static_cast<std::uint8_t>(value));
+    } else {
+        state().cr8 = value;
+    }
+}
+
+std::uint64_t VcpuCore::read_cr8() noexcept
+{
+    return lapic_ != nullptr ? lapic_->cr8() : state().cr8;
+}
+
+std::uint64_t VcpuCore::guest_tsc() noexcept
+{
+    return x86::read_host_tsc() + state().tsc_offset;
+}
+
+void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
+{
+    // KVM "Linux KVM Hypercall": EPERM from user mode; of the calls, those whose CPUID bits are
+    // not offered do not exist.
+    constexpr std::uint64_t vapic_poll_irq = 1;
+    constexpr std::int64_t eperm = -1;
+    constexpr std::int64_t enosys = -1000;
+    std::int64_t result = enosys;
+    if (cpu.seg[x86::Ss].dpl != 0U) {
+        result = eperm;
+    } else if (cpu.gpr[x86::Rax] == vapic_poll_irq) {
+        result = 0;
+    }
+    const bool is_64 = (cpu.efer & (1U << 10U)) != 0U && cpu.seg[x86::Cs].l != 0U;
+    cpu.gpr[x86::Rax] =
+        is_64 ? static_cast<std::uint64_t>(result) : static_cast<std::uint32_t>(result);
+}
+
+x86::MsrResult VcpuCore::read_msr(std::uint32_t index, std::uint64_t& value) noexcept
+{
+    return access_msr(index, value, false, x86::MsrAccess::Guest) ? x86::MsrResult::Done
+                                                                  : x86::MsrResult::Fault;
+}
+
+x86::MsrResult VcpuCore::write_msr(std::uint32_t index, std::uint64_t value) noexcept
+{
+    return access_msr(index, value, true, x86::MsrAccess::Guest) ? x86::MsrResult::Done
+                                                                 : x86::MsrResult::Fault;
+}
+
+bool VcpuCore::access_clock_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
+{
+    switch (index) {
+    case x86::msr::tsc:
+        if (write) {
+            const std::uint64_t offset = value - x86::read_host_tsc();
+            tsc_adjust_ += offset - state().tsc_offset;
+            state().tsc_offset = offset;
+        } else {
+            value = guest_tsc();
+        }
+        return true;
+    case x86::msr::tsc_adjust:
+        if (write) {
+            state().tsc_offset += value - tsc_adjust_;
+            tsc_adjust_ = value;
+        } else {
+            value = tsc_adjust_;
+        }
+        return true;
+    case x86::msr::kvm_wall_clock:
+    case x86::msr::kvm_wall_clock_old:
+    case x86::msr::kvm_system_time:
+    case x86::msr::kvm_system_time_old: return access_kvmclock(index, value, write);
+    default: return false;
+    }
+}
+
+bool VcpuCore::access_msr(std::uint32_t index,
+                          std::uint64_t& value,
+                          bool write,
+                          x86::MsrAccess access) noexcept
+{
+    if (access_clock_msr(index, value, write)) {
+        return true;
+    }
+    if (index == x86::msr::apic_base) {
+        if (lapic_ == nullptr) {
+            value = write ? value : apic_base();
+            return true;
+        }
+        if (!write) {
+            value = lapic_->apic_base();
+            return true;
+        }
+        return lapic_->set_apic_base(value);
+    }
+    const bool is_apic = index == x86::msr::tsc_deadline ||
+                         (index >= x86::msr::x2apic_first && index <= x86::msr::x2apic_last);
+    if (is_apic) {
+        if (lapic_ == nullptr) {
+            return false;
+        }
+        return write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
+    }
+    const x86::Cpuid& cpuid = state().cpuid;
+    return write ? msrs_.write(cpuid, index, value, access) : msrs_.read(cpuid, index, value);
+}
+
+}  // namespace vmm::core

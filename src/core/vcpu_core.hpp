@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// What a virtual CPU is behind `Vcpu`: KVM's run loop over an engine.
+///
+/// The loop: complete the I/O left from the last exit; handle requests (kick, INIT, SIPI); block
+/// while halted; pick the event to inject by the manuals' priority; enter the engine; handle its
+/// exit here, or hand it to the caller.
+
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "vmm/exit.hpp"
+#include "vmm/vcpu.hpp"
+#include "x86/engine.hpp"
+#include "x86/irqchip/local_apic.hpp"
+#include "x86/kvmclock.hpp"
+#include "x86/msr.hpp"
+
+namespace vmm::core {
+
+class VmCore;
+
+class VcpuCore final : public x86::VcpuHost, public x86::irqchip::VcpuSink {
+public:
+    [[nodiscard]] static Result<std::shared_ptr<VcpuCore>> create(std::shared_ptr<VmCore> vm,
+                                                                  x86::EngineVm& engine,
+                                                                  std::uint32_t id);
+    VcpuCore(std::shared_ptr<VmCore> vm, std::uint32_t id);
+    VcpuCore(const VcpuCore&) = delete;
+    VcpuCore& operator=(const VcpuCore&) = delete;
+    VcpuCore(VcpuCore&&) = delete;
+    VcpuCore& operator=(VcpuCore&&) = delete;
+    ~VcpuCore() override;
+
+    [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
+
+    Result<Exit> run() noexcept;
+    void complete_pending() noexcept;
+    /// The user's kick.
+    void user_kick() noexcept;
+
+    // --- State, as `Vcpu` documents it.
+    [[nodiscard]] x86::CpuState& state() noexcept { return engine_->state(); }
+    void state_changed() noexcept { engine_->state_changed(); }
+    Result<void> set_sregs(const x86::Sregs& sregs);
+    Result<void> set_cpuid(std::span<const x86::CpuidEntry> entries);
+    Result<std::uint64_t> msr(std::uint32_t index);
+    Result<void> set_msr(std::uint32_t index, std::uint64_t value);
+    [[nodiscard]] x86::VcpuEvents events() noexcept;
+    Result<void> set_events(const x86::VcpuEvents& events);
+    [[nodiscard]] x86::MpState mp_state() noexcept;
+    Result<void> set_mp_state(x86::MpState state);
+    [[nodiscard]] x86::irqchip::LocalApic* lapic() noexcept { return lapic_.get(); }
+    [[nodiscard]] std::uint64_t apic_base() const noexcept;
+    [[nodiscard]] std::optional<Gpa> translate(Gva linear) noexcept;
+    Result<void> interrupt(std::uint8_t vector);
+    [[nodiscard]] bool ready_for_interrupt_injection() noexcept;
+    void request_irq_window(bool wanted) noexcept { user_irq_window_ = wanted; }
+    void nmi() noexcept { deliver_nmi(); }
+
+    // --- x86::VcpuHost.
+    bool mmio_read(Gpa gpa, std::span<std::byte> data) noexcept override;
+    bool mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept override;
+    bool port_read(Port port, std::span<std::byte> data) noexcept override;
+    bool port_write(Port port, std::span<const std::byte> data) noexcept override;
+    x86::MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept override;
+    x86::MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept override;
+    void write_cr8(std::uint64_t value) noexcept override;
+    std::uint64_t read_cr8() noexcept override;
+    std::uint64_t guest_tsc() noexcept override;
+    void hypercall(x86::CpuState& state) noexcept override;
+
+    // --- x86::irqchip::VcpuSink.  Any thread.
+    void kick() noexcept override;
+    void deliver_nmi() noexcept override;
+    void deliver_init() noexcept override;
+    void deliver_sipi(std::uint8_t vector) noexcept override;
+    void deliver_smi() noexcept override;
+
+private:
+    [[nodiscard]] bool is_bootstrap() const noexcept { return id_ == 0; }
+    [[nodiscard]] bool access_msr(std::uint32_t index,
+                                  std::uint64_t& value,
+                                  bool write,
+                                  x86::MsrAccess access) noexcept;
+    void handle_init_and_sipi() noexcept;
+    [[nodiscard]] bool is_runnable() noexcept;
+    [[nodiscard]] bool has_wake_event() noexcept;
+    void block() noexcept;
+    void choose_event() noexcept;
+    [[nodiscard]] std::optional<Exit::Reason> handle(const x86::EngineExit& exit) noexcept;
+    void wake() noexcept;
+
+    const std::shared_ptr<VmCore> vm_;
+    const std::uint32_t id_;
+    std::shared_ptr<x86::irqchip::LocalApic> lapic_;  // Null without an irqchip.
+    std::unique_ptr<x86::EngineVcpu> engine_;
+    x86::MsrBank msrs_;
+    x86::KvmClock kvmclock_;
+    std::uint64_t tsc_adjust_{};
+    x86::MpState mp_state_{x86::MpState::Runnable};
+    bool io_pending_{};       // The last exit was an access that the next entry completes.
+    bool user_irq_window_{};  // The caller wants `IrqWindow`.
+    std::optional<std::uint8_t> user_interrupt_;  // KVM_INTERRUPT, waiting.
+
+    // Set by other threads, taken by the vCPU's.
+    std::atomic<bool> kicked_{};
+    std::atomic<unsigned> nmi_pending_{};
+    std::atomic<bool> init_pending_{};
+    static constexpr int no_sipi = -1;
+    std::atomic<int> sipi_vector_{no_sipi};
+
+    std::mutex block_mutex_;
+    std::condition_variable block_changed_;
+};
+
+}  // namespace vmm::core

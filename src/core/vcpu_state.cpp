@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// Setting a vCPU's state from outside: what must hold, and the sentence when it does not.
+
+#include <fmt/format.h>
+
+#include "core/vcpu_core.hpp"
+#include "core/vm_core.hpp"
+#include "x86/tsc.hpp"
+
+namespace vmm::core {
+namespace {
+
+using x86::Cr0;
+using x86::Cr4;
+using x86::Efer;
+
+Error refused(std::string sentence)
+{
+    return {std::errc::invalid_argument, "set_sregs: " + std::move(sentence)};
+}
+
+/// A CR4 bit and the CPUID feature that it needs.
+struct Cr4Feature {
+    std::uint64_t mask;
+    const char* name;
+    const char* cpuid;
+    x86::CpuidFeature feature;
+};
+
+constexpr Cr4Feature cr4_features[] = {
+    {Cr4::OSXSAVE.mask, "OSXSAVE", "CPUID.1:ECX.XSAVE", x86::feature::xsave},
+    {Cr4::SMEP.mask, "SMEP", "CPUID.7:EBX.SMEP", x86::feature::smep},
+    {Cr4::SMAP.mask, "SMAP", "CPUID.7:EBX.SMAP", x86::feature::smap},
+    {Cr4::FSGSBASE.mask, "FSGSBASE", "CPUID.7:EBX.FSGSBASE", x86::feature::fsgsbase},
+    {Cr4::PCIDE.mask, "PCIDE", "CPUID.1:ECX.PCID", x86::feature::pcid},
+    {Cr4::UMIP.mask, "UMIP", "CPUID.7:ECX.UMIP", x86::feature::umip},
+};
+
+constexpr std::uint64_t cr4_never = Cr4::LA57.mask | Cr4::VMXE.mask | Cr4::SMXE.mask |
+                                    Cr4::PKE.mask | Cr4::CET.mask | Cr4::PKS.mask |
+                                    ~((std::uint64_t{1} << 25U) - 1U) | (1U << 15U) | (1U << 19U);
+
+Result<void> check_cr4(const x86::Cpuid& cpuid, std::uint64_t cr4)
+{
+    if ((cr4 & cr4_never) != 0U) {
+        return refused(fmt::format("CR4 = {:#x}: bits {:#x} are reserved for this guest (SDM "
+                                   "Vol. 3A \"Control Registers\")",
+                                   cr4, cr4 & cr4_never));
+    }
+    for (const Cr4Feature& f : cr4_features) {
+        if ((cr4 & f.mask) != 0U && !cpuid.has(f.feature)) {
+            return refused(fmt::format("CR4 = {:#x}: {} is reserved for this guest ({} = 0; SDM "
+                                       "Vol. 3A \"Control Registers\"); call set_cpuid first",
+                                       cr4, f.name, f.cpuid));
+        }
+    }
+    return success;
+}
+
+/// SDM Vol. 3C "VM-Entry Checks on Guest Control Registers"; KVM refuses the same.
+Result<void> check_sregs(const x86::Cpuid& cpuid, const x86::Sregs& s)
+{
+    const Cr0 cr0{s.cr0};
+    const bool pg = cr0.get(Cr0::PG);
+    const bool lme = Efer{s.efer}.get(Efer::LME);
+    const bool lma = Efer{s.efer}.get(Efer::LMA);
+    if (!cr0.is_valid()) {
+        return refused(fmt::format("CR0 = {:#x}: PG needs PE, NW needs CD, and bits 63:32 are "
+                                   "reserved (SDM Vol. 2B \"MOV—Move to/from Control Registers\")",
+                                   s.cr0));
+    }
+    if ((s.efer & ~Efer::defined) != 0U) {
+        return refused(fmt::format("EFER = {:#x}: bits {:#x} are reserved for this guest", s.efer,
+                                   s.efer & ~Efer::defined));
+    }
+    if (pg && lme) {
+        if (!Cr4{s.cr4}.get(Cr4::PAE) || !lma) {
+            return refused(fmt::format("CR0.PG and EFER.LME are set, so CR4.PAE and EFER.LMA must "
+                                       "be: CR4 = {:#x}, EFER = {:#x} (SDM Vol. 3A \"Initializing "
+                                       "IA-32e Mode\")",
+                                       s.cr4, s.efer));
+        }
+        if ((s.cr3 >> cpuid.physical_address_bits()) != 0U) {
+            return refused(fmt::format("CR3 = {:#x} lies beyond the guest's {} physical address "
+                                       "bits",
+                                       s.cr3, cpuid.physical_address_bits()));
+        }
+    } else if (lma || s.cs.l != 0U) {
+        return refused(fmt::format("EFER.LMA and CS.L need long mode: CR0 = {:#x}, EFER = {:#x}, "
+                                   "CS.L = {}",
+                                   s.cr0, s.efer, s.cs.l));
+    }
+    if (s.cr8 > 15U) {
+        return refused(fmt::format("CR8 = {:#x}: 0 to 15 are permitted", s.cr8));
+    }
+    return check_cr4(cpuid, s.cr4);
+}
+
+}  // namespace
+
+Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
+{
+    x86::CpuState& cpu = state();
+    VMM_TRY_VOID(check_sregs(cpu.cpuid, s));
+    if (lapic_ != nullptr) {
+        if (!lapic_->set_apic_base(s.apic_base)) {
+            return refused(fmt::format("apic_base = {:#x}: not a state the local APIC can be put "
+                                       "in (SDM Vol. 3A \"Local APIC Status and Location\")",
+                                       s.apic_base));
+        }
+        lapic_->set_cr8(static_cast<std::uint8_t>(s.cr8));
+    } else {
+        cpu.cr8 = s.cr8;
+        apic_base_ = s.apic_base;
+    }
+    cpu.seg[x86::Cs] = s.cs;
+    cpu.seg[x86::Ds] = s.ds;
+    cpu.seg[x86::Es] = s.es;
+    cpu.seg[x86::Fs] = s.fs;
+    cpu.seg[x86::Gs] = s.gs;
+    cpu.seg[x86::Ss] = s.ss;
+    cpu.tr = s.tr;
+    cpu.ldt = s.ldt;
+    cpu.gdt = s.gdt;
+    cpu.idt = s.idt;
+    cpu.cr0 = s.cr0 | Cr0::ET.mask;
+    cpu.cr2 = s.cr2;
+    cpu.cr3 = s.cr3;
+    cpu.cr4 = s.cr4;
+    cpu.efer = s.efer;
+    state_changed();
+    return success;
+}
+
+Result<void> VcpuCore::set_cpuid(std::span<const x86::CpuidEntry> entries)
+{
+    constexpr std::size_t most = 256;
+    if (entries.size() > most) {
+        return Error{
+            std::errc::argument_list_too_long,
+            fmt::format("set_cpuid: {} entries, at most {} are permitted", entries.size(), most)};
+    }
+    x86::Cpuid cpuid{entries};
+    if (auto missing = x86::first_feature_beyond(cpuid, vm_->supported_cpuid())) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_cpuid: leaf {:#x}.{}, register {}, bit {} is set, and "
+                                 "neither this host nor this engine has that feature; start from "
+                                 "Kvm::supported_cpuid()",
+                                 missing->leaf, missing->subleaf,
+                                 static_cast<unsigned>(missing->reg), missing->bit)};
+    }
+    state().cpuid = std::move(cpuid);
+    state_changed();
+    return success;
+}
+
+Result<std::uint64_t> VcpuCore::msr(std::uint32_t index)
+{
+    if (const std::uint64_t* place = x86::state_msr(state(), index)) {
+        return *place;
+    }
+    std::uint64_t value = 0;
+    if (!access_msr(index, value, false, x86::MsrAccess::Host)) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("msr({:#x}): this guest has no such MSR", index)};
+    }
+    return value;
+}
+
+Result<void> VcpuCore::set_msr(std::uint32_t index, std::uint64_t value)
+{
+    x86::CpuState& cpu = state();
+    if (std::uint64_t* place = x86::state_msr(cpu, index)) {
+        if (!x86::is_valid_state_msr(cpu, index, value)) {
+            return Error{std::errc::invalid_argument,
+                         fmt::format("set_msr({:#x}): {:#x} has reserved bits set or is no "
+                                     "canonical address",
+                                     index, value)};
+        }
+        *place = value;
+        state_changed();
+        return success;
+    }
+    if (!access_msr(index, value, true, x86::MsrAccess::Host)) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_msr({:#x}): this guest has no such MSR, or {:#x} has "
+                                 "reserved bits set",
+                                 index, value)};
+    }
+    return success;
+}
+
+x86::VcpuEvents VcpuCore::events() noexcept
+{
+    const x86::CpuState& cpu = state();
+    x86::VcpuEvents out;
+    if (cpu.inject) {
+        const x86::Event& event = *cpu.inject;
+        switch (event.kind) {
+        case x86::EventKind::HardwareException:
+        case x86::EventKind::SoftwareException:
+        case x86::EventKind::PrivilegedSoftwareException:
+            out.exception = {1, event.vector, static_cast<std::uint8_t>(event.has_error_code), 0,
+                             event.error_code};
+            out.exception_payload = event.payload;
+            break;
+        case x86::EventKind::ExternalInterrupt: out.interrupt = {1, event.vector, 0, 0}; break;
+        case x86::EventKind::SoftwareInterrupt: out.interrupt = {1, event.vector, 1, 0}; break;
+        case x86::EventKind::Nmi: out.nmi.injected = 1; break;
+        }
+    }
+    out.interrupt.shadow =
+        static_cast<std::uint8_t>((cpu.mov_ss_shadow ? 1U : 0U) | (cpu.sti_shadow ? 2U : 0U));
+    out.nmi.pending = nmi_pending_.load() != 0U ? 1 : 0;
+    out.nmi.masked = cpu.nmi_blocked ? 1 : 0;
+    const int sipi = sipi_vector_.load();
+    out.sipi_vector = sipi == no_sipi ? 0U : static_cast<std::uint32_t>(sipi);
+    return out;
+}
+
+Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
+{
+    const bool exception = events.exception.injected != 0U || events.exception.pending != 0U;
+    if (exception && (events.exception.nr > 31U || events.exception.nr == 2U)) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_events: exception vector {}: exceptions are 0 to 31, "
+                                 "without 2 (NMI)",
+                                 events.exception.nr)};
+    }
+    x86::CpuState& cpu = state();
+    cpu.inject.reset();
+    if (exception) {
+        cpu.inject = x86::Event{x86::EventKind::HardwareException,
+                                events.exception.nr,
+                                0,
+                                events.exception.has_error_code != 0U,
+                                events.exception.error_code,
+                                events.exception_payload};
+    } else if (events.nmi.injected != 0U) {
+        cpu.inject = x86::Event{x86::EventKind::Nmi, 2};
+    } else if (events.interrupt.injected != 0U) {
+        cpu.inject = x86::Event{events.interrupt.soft != 0U ? x86::EventKind::SoftwareInterrupt
+                                                            : x86::EventKind::ExternalInterrupt,
+                                events.interrupt.nr};
+    }
+    cpu.mov_ss_shadow = (events.interrupt.shadow & 1U) != 0U;
+    cpu.sti_shadow = (events.interrupt.shadow & 2U) != 0U;
+    cpu.nmi_blocked = events.nmi.masked != 0U;
+    nmi_pending_.store(events.nmi.pending != 0U ? 1U : 0U);
+    state_changed();
+    return success;
+}
+
+x86::MpState VcpuCore::mp_state() noexcept
+{
+    return mp_state_;
+}
+
+Result<void> VcpuCore::set_mp_state(x86::MpState wanted)
+{
+    if (static_cast<std::uint32_t>(wanted) > 4U) {
+        return Error{std::errc::invalid_argument, "set_mp_state: 0 to 4 are permitted"};
+    }
+    if (lapic_ == nullptr && wanted != x86::MpState::Runnable) {
+        return Error{std::errc::invalid_argument,
+                     "set_mp_state: without an irqchip a vCPU is always runnable"};
+    }
+    if (wanted == x86::MpState::SipiReceived) {
+        mp_state_ = x86::MpState::InitReceived;
+        return success;
+    }
+    mp_state_ = wanted;
+    return success;
+}
+
+std::uint64_t VcpuCore::apic_base() const noexcept
+{
+    return lapic_ != nullptr ? lapic_->apic_base() : apic_base_;
+}
+
+std::optional<Gpa> VcpuCore::translate(Gva linear) noexcept
+{
+    std::uint64_t gpa = 0;
+    if (!engine_->translate(linear.value(), gpa)) {
+        return std::nullopt;
+    }
+    return Gpa{gpa};
+}
+
+Result<void> VcpuCore::interrupt(std::uint8_t vector)
+{
+    if (lapic_ != nullptr) {
+        return Error{std::errc::no_such_device_or_address,
+                     fmt::format("interrupt({}): this VM has an irqchip; use set_irq_line or "
+                                 "signal_msi",
+                                 vector)};
+    }
+    if (user_interrupt_) {
+        return Error{std::errc::file_exists,
+                     fmt::format("interrupt({}): vector {} still waits; ask for an IrqWindow exit",
+                                 vector, *user_interrupt_)};
+    }
+    user_interrupt_ = vector;
+    return success;
+}
+
+bool VcpuCore::ready_for_interrupt_injection() noexcept
+{
+    const x86::CpuState& cpu = state();
+    return (cpu.rflags & x86::Rflags::IF.mask) != 0U && !cpu.sti_shadow && !cpu.mov_ss_shadow &&
+           !cpu.inject && !user_interrupt_;
+}
+
+}  // namespace vmm::core

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmm/vm.hpp"
+
+#include <utility>
+
+#include "core/vcpu_core.hpp"
+#include "core/vm_core.hpp"
+
+namespace vmm {
+
+bool VmMemory::read(Gpa from, std::span<std::byte> to) const noexcept
+{
+    return vm_->read_memory(from, to);
+}
+
+bool VmMemory::write(Gpa to, std::span<const std::byte> from) const noexcept
+{
+    return vm_->write_memory(to, from);
+}
+
+Vm::Vm(std::shared_ptr<core::VmCore> core) noexcept : core_{std::move(core)} {}
+Vm::Vm(Vm&&) noexcept = default;
+Vm& Vm::operator=(Vm&&) noexcept = default;
+Vm::~Vm() = default;
+
+Result<void> Vm::set_user_memory_region(const memory::MemoryRegion& region)
+{
+    return core_->set_user_memory_region(region);
+}
+
+Result<std::vector<std::uint64_t>> Vm::dirty_log(std::uint32_t slot)
+{
+    return core_->dirty_log(slot);
+}
+
+VmMemory Vm::memory() const noexcept
+{
+    return VmMemory{*core_};
+}
+
+Result<void> Vm::attach(PortRange ports, std::shared_ptr<bus::DeviceBase> device)
+{
+    return core_->port_bus.add(ports, core::HeldDevice{std::move(device)});
+}
+
+Result<void> Vm::attach(GpaRange range, std::shared_ptr<bus::DeviceBase> device)
+{
+    return core_->mmio_bus.add(range, core::HeldDevice{std::move(device)});
+}
+
+Result<void> Vm::detach(PortRange ports)
+{
+    return core_->port_bus.remove(ports);
+}
+
+Result<void> Vm::detach(GpaRange range)
+{
+    return core_->mmio_bus.remove(range);
+}
+
+Result<void> Vm::create_irqchip()
+{
+    return core_->create_irqchip();
+}
+
+Result<void> Vm::create_pit()
+{
+    return core_->create_pit();
+}
+
+Result<int> Vm::set_irq_line(std::uint32_t gsi, bool level)
+{
+    return core_->set_irq_line(gsi, level);
+}
+
+Result<int> Vm::signal_msi(Gpa address, std::uint32_t data)
+{
+    return core_->signal_msi(address, data);
+}
+
+Result<void> Vm::set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes)
+{
+    return core_->set_gsi_routing(routes);
+}
+
+Result<Vcpu> Vm::create_vcpu(std::uint32_t id)
+{
+    VMM_TRY(auto vcpu, core_->create_vcpu(id));
+    return Vcpu{std::move(vcpu)};
+}
+
+EventLoop& Vm::event_loop() const noexcept
+{
+    return core_->event_loop();
+}
+
+std::uint64_t Vm::clock_ns() const noexcept
+{
+    return core_->clock_ns();
+}
+
+void Vm::set_clock_ns(std::uint64_t now) noexcept
+{
+    core_->set_clock_ns(now);
+}
+
+}  // namespace vmm

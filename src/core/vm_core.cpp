@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "core/vm_core.hpp"
+
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "core/vcpu_core.hpp"
+#include "x86/soft/engine.hpp"
+#include "x86/tsc.hpp"
+
+namespace vmm::core {
+namespace {
+
+/// One event loop for all VMs of the process, while there is one: its callbacks are short, and a
+/// thread for each of a thousand VMs would cost more than they do.
+Result<std::shared_ptr<EventLoop>> shared_event_loop()
+{
+    static std::mutex mutex;
+    static std::weak_ptr<EventLoop> current;
+    const std::lock_guard lock{mutex};
+    if (auto loop = current.lock()) {
+        return loop;
+    }
+    VMM_TRY(auto made, EventLoop::create());
+    std::shared_ptr<EventLoop> loop{std::move(made)};
+    current = loop;
+    return loop;
+}
+
+/// A chip's ports as a device on the bus.
+template <typename Chip>
+class ChipPorts final : public bus::DeviceBase {
+public:
+    ChipPorts(std::shared_ptr<Chip> chip, std::uint16_t base) noexcept
+        : chip_{std::move(chip)},
+          base_{base}
+    {
+    }
+
+    void read(std::uint64_t offset, std::span<std::byte> data) noexcept override
+    {
+        chip_->port_read(Port{static_cast<std::uint16_t>(base_ + offset)}, data);
+    }
+    void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override
+    {
+        chip_->port_write(Port{static_cast<std::uint16_t>(base_ + offset)}, data);
+    }
+
+private:
+    std::shared_ptr<Chip> chip_;
+    std::uint16_t base_;
+};
+
+}  // namespace
+
+VmCore::VmCore(std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz)
+    : event_loop_{std::move(event_loop)},
+      tsc_khz_{tsc_khz},
+      clock_origin_ns_{event_loop_->now_ns()}
+{
+}
+
+VmCore::~VmCore() = default;
+
+Result<std::shared_ptr<VmCore>> VmCore::create(Engine /*engine*/)
+{
+    VMM_TRY(auto loop, shared_event_loop());
+    std::shared_ptr<VmCore> vm{new VmCore{std::move(loop), x86::host_tsc_khz()}};
+    VMM_TRY(vm->engine_, x86::soft::create_soft_vm(vm->physical_));
+    return vm;
+}
+
+Result<void> VmCore::set_user_memory_region(const memory::MemoryRegion& region)
+{
+    VMM_TRY_VOID(physical_.slots().set(region));
+    engine_->memory_changed();
+    return success;
+}
+
+Result<std::vector<std::uint64_t>> VmCore::dirty_log(std::uint32_t slot)
+{
+    VMM_TRY(auto bitmap, physical_.slots().dirty_log(slot));
+    engine_->dirty_log_cleared();
+    return bitmap;
+}
+
+bool VmCore::read_memory(Gpa from, std::span<std::byte> to) noexcept
+{
+    return memory::GuestMemory{physical_.slots()}.copy_out(from, to);
+}
+
+bool VmCore::write_memory(Gpa to, std::span<const std::byte> from) noexcept
+{
+    if (!memory::GuestMemory{physical_.slots()}.copy_in(to, from)) {
+        return false;
+    }
+    engine_->memory_written(to, from.size());
+    return true;
+}
+
+Result<void> VmCore::create_irqchip()
+{
+    const std::lock_guard lock{mutex_};
+    if (irqchip_ != nullptr) {
+        return Error{std::errc::file_exists,
+                     "create_irqchip: this VM has an irqchip already; one is all it can have"};
+    }
+    if (vcpu_created_) {
+        return Error{std::errc::invalid_argument,
+                     "create_irqchip: a vCPU exists already; create the irqchip before the first "
+                     "vCPU, which gets its local APIC then"};
+    }
+    irqchip_ = std::make_unique<x86::irqchip::Irqchip>(*event_loop_);
+    return success;
+}
+
+Result<void> VmCore::create_pit()
+{
+    const std::lock_guard lock{mutex_};
+    if (irqchip_ == nullptr) {
+        return Error{std::errc::no_such_file_or_directory,
+                     "create_pit: the PIT raises interrupts of the irqchip, and this VM has none; "
+                     "call create_irqchip first"};
+    }
+    if (pit_ != nullptr) {
+        return Error{std::errc::file_exists, "create_pit: this VM has a PIT already"};
+    }
+    return success;
+}
+
+Result<int> VmCore::set_irq_line(std::uint32_t gsi, bool level)
+{
+    if (irqchip_ == nullptr) {
+        return Error{std::errc::no_such_device_or_address,
+                     fmt::format("set_irq_line({}): this VM has no irqchip; call create_irqchip "
+                                 "before the first vCPU",
+                                 gsi)};
+    }
+    return irqchip_->set_line(gsi, 0, level);
+}
+
+Result<int> VmCore::signal_msi(Gpa address, std::uint32_t data)
+{
+    if (irqchip_ == nullptr) {
+        return Error{std::errc::invalid_argument,
+                     "signal_msi: this VM has no irqchip; call create_irqchip before the first "
+                     "vCPU"};
+    }
+    return irqchip_->signal_msi(address.value(), data);
+}
+
+Result<void> VmCore::set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes)
+{
+    if (irqchip_ == nullptr) {
+        return Error{std::errc::invalid_argument,
+                     "set_gsi_routing: this VM has no irqchip; call create_irqchip before the "
+                     "first vCPU"};
+    }
+    return irqchip_->set_routing(routes);
+}
+
+Result<std::shared_ptr<VcpuCore>> VmCore::create_vcpu(std::uint32_t id)
+{
+    if (id >= max_vcpu_id) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("create_vcpu({}): vCPU ids are 0 to {}", id, max_vcpu_id - 1U)};
+    }
+    {
+        const std::lock_guard lock{mutex_};
+        if (!vcpus_.emplace(id, nullptr).second) {
+            return Error{std::errc::file_exists,
+                         fmt::format("create_vcpu({}): this VM has a vCPU of that id", id)};
+        }
+        vcpu_created_ = true;
+    }
+    auto vcpu = VcpuCore::create(shared_from_this(), *engine_, id);
+    const std::lock_guard lock{mutex_};
+    if (vcpu) {
+        vcpus_[id] = vcpu->get();
+    } else {
+        vcpus_.erase(id);
+    }
+    return vcpu;
+}
+
+void VmCore::forget_vcpu(std::uint32_t id) noexcept
+{
+    const std::lock_guard lock{mutex_};
+    vcpus_.erase(id);
+}
+
+std::uint64_t VmCore::clock_ns() const noexcept
+{
+    return event_loop_->now_ns() - clock_origin_ns_.load(std::memory_order_relaxed);
+}
+
+void VmCore::set_clock_ns(std::uint64_t now) noexcept
+{
+    clock_origin_ns_.store(event_loop_->now_ns() - now, std::memory_order_relaxed);
+}
+
+}  // namespace vmm::core

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// What a virtual machine is behind `Vm`: shared by the handle and its vCPUs, so that it lives
+/// until the last of them is gone.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "core/guest_physical.hpp"
+#include "vmm/bus/io_bus.hpp"
+#include "vmm/event_loop.hpp"
+#include "vmm/kvm.hpp"
+#include "vmm/memory/memslots.hpp"
+#include "x86/engine.hpp"
+#include "x86/irqchip/irqchip.hpp"
+#include "x86/irqchip/pit.hpp"
+
+namespace vmm::core {
+
+class VcpuCore;
+
+/// A device that one of its attachments keeps alive.
+class HeldDevice {
+public:
+    explicit HeldDevice(std::shared_ptr<bus::DeviceBase> device) noexcept
+        : device_{std::move(device)}
+    {
+    }
+
+    void read(std::uint64_t offset, std::span<std::byte> data) const noexcept
+    {
+        device_->read(offset, data);
+    }
+    void write(std::uint64_t offset, std::span<const std::byte> data) const noexcept
+    {
+        device_->write(offset, data);
+    }
+
+private:
+    std::shared_ptr<bus::DeviceBase> device_;
+};
+
+/// Lock order: `mutex_`, then nothing of a vCPU.  The data plane takes no lock.
+class VmCore : public std::enable_shared_from_this<VmCore> {
+public:
+    static constexpr std::uint32_t max_vcpu_id = 1024;
+
+    [[nodiscard]] static Result<std::shared_ptr<VmCore>> create(Engine engine);
+
+    VmCore(const VmCore&) = delete;
+    VmCore& operator=(const VmCore&) = delete;
+    VmCore(VmCore&&) = delete;
+    VmCore& operator=(VmCore&&) = delete;
+    ~VmCore();
+
+    Result<void> set_user_memory_region(const memory::MemoryRegion& region);
+    Result<std::vector<std::uint64_t>> dirty_log(std::uint32_t slot);
+    [[nodiscard]] bool read_memory(Gpa from, std::span<std::byte> to) noexcept;
+    [[nodiscard]] bool write_memory(Gpa to, std::span<const std::byte> from) noexcept;
+
+    Result<void> create_irqchip();
+    Result<void> create_pit();
+    Result<int> set_irq_line(std::uint32_t gsi, bool level);
+    Result<int> signal_msi(Gpa address, std::uint32_t data);
+    Result<void> set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes);
+
+    Result<std::shared_ptr<VcpuCore>> create_vcpu(std::uint32_t id);
+    void forget_vcpu(std::uint32_t id) noexcept;
+
+    /// kvmclock: nanoseconds since the VM was made, plus what `set_clock_ns` has added.
+    [[nodiscard]] std::uint64_t clock_ns() const noexcept;
+    void set_clock_ns(std::uint64_t now) noexcept;
+
+    [[nodiscard]] x86::irqchip::Irqchip* irqchip() const noexcept { return irqchip_.get(); }
+    [[nodiscard]] EventLoop& event_loop() const noexcept { return *event_loop_; }
+    [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
+
+    using PortBus = bus::IoBus<Port, HeldDevice>;
+    using MmioBus = bus::IoBus<Gpa, HeldDevice>;
+    PortBus port_bus;
+    MmioBus mmio_bus;
+
+private:
+    VmCore(std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
+
+    std::shared_ptr<EventLoop> event_loop_;
+    std::uint32_t tsc_khz_;
+    std::atomic<std::uint64_t> clock_origin_ns_;
+    GuestPhysical physical_;
+    std::unique_ptr<x86::EngineVm> engine_;
+    std::unique_ptr<x86::irqchip::Irqchip> irqchip_;
+    std::shared_ptr<x86::irqchip::Pit> pit_;
+
+    std::mutex mutex_;  // vcpus_ and all that is made once.
+    std::map<std::uint32_t, VcpuCore*> vcpus_;
+    bool vcpu_created_{};
+};
+
+}  // namespace vmm::core

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/msr.hpp"
+
+#include <algorithm>
+
+namespace vmm::x86 {
+namespace {
+
+constexpr std::uint64_t mcg_ctl_present = 1U << 8U;
+constexpr std::uint64_t mcg_cap_value = mcg_ctl_present | 10U;  // Ten banks, as KVM's default CPUs.
+
+/// RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO,
+/// SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO: a software CPU does not
+/// speculate, and a guest that knows leaves its mitigations out.
+constexpr std::uint64_t arch_capabilities_value =
+    (1U << 0U) | (1U << 1U) | (1U << 3U) | (1U << 4U) | (1U << 5U) | (1U << 6U) | (1U << 8U) |
+    (1U << 13U) | (1U << 14U) | (1U << 15U) | (1U << 20U) | (1U << 24U) | (1U << 26U) | (1U << 27U);
+
+/// Sign bit 47 fills 63:48.
+bool is_canonical(std::uint64_t address) noexcept
+{
+    const auto top = static_cast<std::int64_t>(address) >> 47U;
+    return top == 0 || top == -1;
+}
+
+/// SDM Vol. 3A "IA32_PAT MSR": types 0, 1, 4, 5, 6 and 7 exist; 2 and 3 are reserved.
+bool is_valid_pat(std::uint64_t value) noexcept
+{
+    for (unsigned entry = 0; entry < 8; ++entry) {
+        const std::uint64_t type = (value >> (8U * entry)) & 0xffU;
+        if (type > 7U || type == 2U || type == 3U) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/// SDM Vol. 3A "Memory Type Range Registers": types 0, 1, 4, 5 and 6.
+bool is_valid_memory_type(std::uint64_t type) noexcept
+{
+    return type < 8U && ((1U << type) & 0x73U) != 0U;
+}
+
+/// Speculation-control MSRs of the guest's CPUID: IBRS/IBPB/STIBP/SSBD of Intel or AMD.
+bool has_spec_ctrl(const Cpuid& cpuid) noexcept
+{
+    return cpuid.has({7, 0, CpuidRegister::Edx, 26}) || cpuid.has({7, 0, CpuidRegister::Edx, 27}) ||
+           cpuid.has({7, 0, CpuidRegister::Edx, 31}) ||
+           cpuid.has({0x8000'0008, 0, CpuidRegister::Ebx, 14}) ||
+           cpuid.has({0x8000'0008, 0, CpuidRegister::Ebx, 15}) ||
+           cpuid.has({0x8000'0008, 0, CpuidRegister::Ebx, 24});
+}
+
+bool has_pred_cmd(const Cpuid& cpuid) noexcept
+{
+    return cpuid.has({7, 0, CpuidRegister::Edx, 26}) ||
+           cpuid.has({0x8000'0008, 0, CpuidRegister::Ebx, 12});
+}
+
+/// MSRs that read as zero and ignore writes: KVM accepts them because guests touch them blindly.
+bool is_ignored(const Cpuid& cpuid, std::uint32_t index) noexcept
+{
+    switch (index) {
+    case msr::platform_id:
+    case msr::debugctl:
+    case 0x1db:  // LASTBRANCHFROMIP and its kin.
+    case 0x1dc:
+    case 0x1dd:
+    case 0x1de:
+    case 0x34:  // SMI count.
+        return true;
+    case msr::amd_syscfg:
+    case msr::amd_nb_cfg:
+    case msr::amd_ls_cfg:
+    case msr::amd_dc_cfg:
+    case msr::amd_osvw_id_length:
+    case msr::amd_osvw_status:
+    case 0xc001'0000:  // Event selects and counters 0-3.
+    case 0xc001'0001:
+    case 0xc001'0002:
+    case 0xc001'0003:
+    case 0xc001'0004:
+    case 0xc001'0005:
+    case 0xc001'0006:
+    case 0xc001'0007:
+    case 0xc001'0055:  // Interrupt pending message.
+    case 0xc001'102a:  // BU_CFG2.
+        return !cpuid.is_intel();
+    default: return false;
+    }
+}
+
+}  // namespace
+
+std::uint64_t* state_msr(CpuState& state, std::uint32_t index) noexcept
+{
+    switch (index) {
+    case msr::efer: return &state.efer;
+    case msr::star: return &state.star;
+    case msr::lstar: return &state.lstar;
+    case msr::cstar: return &state.cstar;
+    case msr::fmask: return &state.fmask;
+    case msr::fs_base: return &state.seg[Fs].base;
+    case msr::gs_base: return &state.seg[Gs].base;
+    case msr::kernel_gs_base: return &state.kernel_gs_base;
+    case msr::tsc_aux: return &state.tsc_aux;
+    case msr::sysenter_cs: return &state.sysenter_cs;
+    case msr::sysenter_esp: return &state.sysenter_esp;
+    case msr::sysenter_eip: return &state.sysenter_eip;
+    case msr::xss: return &state.xss;
+    default: return nullptr;
+    }
+}
+
+bool is_valid_state_msr(const CpuState& state, std::uint32_t index, std::uint64_t value) noexcept
+{
+    switch (index) {
+    case msr::efer: return (value & ~Efer::defined) == 0U;
+    case msr::lstar:
+    case msr::cstar:
+    case msr::fs_base:
+    case msr::gs_base:
+    case msr::kernel_gs_base:
+    case msr::sysenter_esp:
+    case msr::sysenter_eip: return is_canonical(value);
+    case msr::tsc_aux: return (value >> 32U) == 0U;
+    case msr::xss: return value == 0U;
+    default: static_cast<void>(state); return true;
+    }
+}
+
+std::uint64_t* MsrBank::mtrr(std::uint32_t index) noexcept
+{
+    if (index >= msr::mtrr_physbase0 && index < msr::mtrr_physbase0 + mtrr_variable_.size()) {
+        return &mtrr_variable_[index - msr::mtrr_physbase0];
+    }
+    switch (index) {
+    case msr::mtrr_fix64k: return mtrr_fixed_.data();
+    case msr::mtrr_fix16k_8: return &mtrr_fixed_[1];
+    case msr::mtrr_fix16k_a: return &mtrr_fixed_[2];
+    default: break;
+    }
+    if (index >= msr::mtrr_fix4k_c0 && index <= msr::mtrr_fix4k_f8) {
+        return &mtrr_fixed_[3 + index - msr::mtrr_fix4k_c0];
+    }
+    return nullptr;
+}
+
+bool MsrBank::read(const Cpuid& cpuid, std::uint32_t index, std::uint64_t& value) const noexcept
+{
+    if (const std::uint64_t* range = const_cast<MsrBank*>(this)->mtrr(index)) {
+        value = *range;
+        return true;
+    }
+    if (index >= msr::mc0_ctl && index < msr::mc0_ctl + 4 * (mcg_cap_value & 0xffU)) {
+        value = mc_banks_[index - msr::mc0_ctl];
+        return true;
+    }
+    switch (index) {
+    case msr::mtrr_cap: value = 0x500U | variable_mtrr_count; return true;  // WC, fixed ranges.
+    case msr::mtrr_def_type: value = mtrr_def_type_; return true;
+    case msr::pat: value = pat_; return true;
+    case msr::misc_enable: value = misc_enable_; return true;
+    case msr::ucode_rev: value = ucode_rev_; return true;
+    case msr::feature_control: value = feature_control_; return cpuid.is_intel();
+    case msr::mcg_cap: value = mcg_cap_value; return true;
+    case msr::mcg_status: value = mcg_status_; return true;
+    case msr::mcg_ctl: value = mcg_ctl_; return true;
+    case msr::spec_ctrl: value = spec_ctrl_; return has_spec_ctrl(cpuid);
+    case msr::arch_capabilities:
+        value = arch_capabilities_value;
+        return cpuid.has({7, 0, CpuidRegister::Edx, 29});
+    case msr::amd_hwcr: value = amd_hwcr_; return !cpuid.is_intel();
+    case msr::amd_de_cfg: value = amd_de_cfg_; return !cpuid.is_intel();
+    default: value = 0; return is_ignored(cpuid, index);
+    }
+}
+
+bool MsrBank::write(const Cpuid& cpuid,
+                    std::uint32_t index,
+                    std::uint64_t value,
+                    MsrAccess access) noexcept
+{
+    if (std::uint64_t* range = mtrr(index)) {
+        *range = value;
+        return true;
+    }
+    if (index >= msr::mc0_ctl && index < msr::mc0_ctl + 4 * (mcg_cap_value & 0xffU)) {
+        const std::uint32_t kind = (index - msr::mc0_ctl) % 4U;
+        // SDM Vol. 3B "IA32_MCi_CTL MSRs": all zeroes or all ones; a guest clears status only.
+        if (access == MsrAccess::Guest &&
+            ((kind == 0U && value != 0U && value != ~std::uint64_t{0}) ||
+             (kind == 1U && value != 0U))) {
+            return false;
+        }
+        mc_banks_[index - msr::mc0_ctl] = value;
+        return true;
+    }
+    switch (index) {
+    case msr::mtrr_def_type:
+        if ((value & ~std::uint64_t{0xcff}) != 0U || !is_valid_memory_type(value & 0xffU)) {
+            return false;
+        }
+        mtrr_def_type_ = value;
+        return true;
+    case msr::pat:
+        if (!is_valid_pat(value)) {
+            return false;
+        }
+        pat_ = value;
+        return true;
+    case msr::misc_enable: misc_enable_ = value; return true;
+    case msr::ucode_rev:
+        // A guest writes it before CPUID to have the revision loaded; only the host sets it.
+        if (access == MsrAccess::Host) {
+            ucode_rev_ = value;
+        }
+        return true;
+    case msr::feature_control:
+        if (access == MsrAccess::Guest && (feature_control_ & 1U) != 0U) {
+            return false;
+        }
+        feature_control_ = value;
+        return cpuid.is_intel();
+    case msr::mcg_cap: return access == MsrAccess::Host && value == mcg_cap_value;
+    case msr::mcg_status:
+        if (access == MsrAccess::Guest && value != 0U) {
+            return false;
+        }
+        mcg_status_ = value;
+        return true;
+    case msr::mcg_ctl:
+        if (value != 0U && value != ~std::uint64_t{0}) {
+            return false;
+        }
+        mcg_ctl_ = value;
+        return true;
+    case msr::spec_ctrl:
+        if (!has_spec_ctrl(cpuid) || (value & ~std::uint64_t{0x7}) != 0U) {
+            return false;
+        }
+        spec_ctrl_ = value;
+        return true;
+    case msr::pred_cmd: return has_pred_cmd(cpuid) && (value & ~std::uint64_t{1}) == 0U;
+    case msr::amd_hwcr: amd_hwcr_ = value; return !cpuid.is_intel();
+    case msr::amd_de_cfg: return !cpuid.is_intel();
+    default: return is_ignored(cpuid, index);
+    }
+}
+
+std::vector<std::uint32_t> msr_index_list()
+{
+    std::vector<std::uint32_t> list{msr::tsc,
+                                    msr::kvm_wall_clock_old,
+                                    msr::kvm_system_time_old,
+                                    msr::apic_base,
+                                    msr::tsc_adjust,
+                                    msr::mtrr_cap,
+                                    msr::sysenter_cs,
+                                    msr::sysenter_esp,
+                                    msr::sysenter_eip,
+                                    msr::mcg_status,
+                                    msr::mcg_ctl,
+                                    msr::misc_enable,
+                                    msr::pat,
+                                    msr::mtrr_def_type,
+                                    msr::tsc_deadline,
+                                    msr::kvm_wall_clock,
+                                    msr::kvm_system_time,
+                                    msr::star,
+                                    msr::lstar,
+                                    msr::cstar,
+                                    msr::fmask,
+                                    msr::fs_base,
+                                    msr::gs_base,
+                                    msr::kernel_gs_base,
+                                    msr::tsc_aux,
+                                    msr::efer};
+    for (std::uint32_t i = 0; i < 16; ++i) {
+        list.push_back(msr::mtrr_physbase0 + i);
+    }
+    list.insert(list.end(), {msr::mtrr_fix64k, msr::mtrr_fix16k_8, msr::mtrr_fix16k_a});
+    for (std::uint32_t i = msr::mtrr_fix4k_c0; i <= msr::mtrr_fix4k_f8; ++i) {
+        list.push_back(i);
+    }
+    std::sort(list.begin(), list.end());
+    return list;
+}
+
+}  // namespace vmm::x86
