@@ -130,8 +130,9 @@ public:
     virtual const EngineExit& enter() noexcept = 0;
 
     /// Completes the instruction that a port or MMIO exit left pending (RIP and registers become
-    /// final) without running another one.
-    virtual void complete_pending() noexcept = 0;
+    /// final) without running another one.  False if it needs one more access answered: the next
+    /// `enter()` returns that exit at once.
+    virtual bool complete_pending() noexcept = 0;
 
     /// Makes the current or the next `enter()` return `Interrupted` within a bounded number of
     /// instructions.  Any thread, async-signal-safe.  Sticky until consumed by that return.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmm/result.hpp"
-
 #include <gtest/gtest.h>
+
+#include "vmm/result.hpp"
 
 namespace vmm {
 namespace {

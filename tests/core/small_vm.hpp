@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// A VM with a little memory and a program, for tests of the public API.
+
+#pragma once
+
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "vmm/vmm.hpp"
+
+namespace vmm::test {
+
+/// 1 MiB of RAM at guest-physical 0; code runs in real mode with all segment bases 0.
+class SmallVm {
+public:
+    static constexpr std::size_t memory_size = 0x10'0000;
+    static constexpr std::uint16_t code_at = 0x1000;
+
+    enum class Irqchip { None, Full };
+
+    explicit SmallVm(Irqchip irqchip = Irqchip::None, Engine engine = Engine::Soft)
+        : memory_{static_cast<std::byte*>(std::aligned_alloc(4096, memory_size)), &std::free},
+          kvm_{Kvm::open({engine}).value()},
+          vm_{kvm_.create_vm().value()}
+    {
+        std::fill_n(memory_.get(), memory_size, std::byte{});
+        vm_.set_user_memory_region(
+               {.guest_phys_addr = Gpa{0}, .size_bytes = memory_size, .host = memory_.get()})
+            .value();
+        if (irqchip == Irqchip::Full) {
+            vm_.create_irqchip().value();
+        }
+    }
+
+    void place(std::size_t at, std::initializer_list<unsigned> code)
+    {
+        for (const unsigned byte : code) {
+            memory_.get()[at++] = static_cast<std::byte>(byte);
+        }
+    }
+
+    /// A vCPU about to execute what lies at `code_at`; a stack grows down from 0x8000.
+    Vcpu vcpu(std::uint32_t id = 0)
+    {
+        Vcpu vcpu = vm_.create_vcpu(id).value();
+        vcpu.set_cpuid(kvm_.supported_cpuid()).value();
+        x86::Sregs sregs = vcpu.sregs();
+        sregs.cs.selector = 0;
+        sregs.cs.base = 0;
+        vcpu.set_sregs(sregs).value();
+        vcpu.set_regs({.rsp = 0x8000, .rip = code_at, .rflags = 2});
+        return vcpu;
+    }
+
+    [[nodiscard]] std::byte* memory() noexcept { return memory_.get(); }
+    [[nodiscard]] unsigned byte_at(std::size_t at) const noexcept
+    {
+        return std::to_integer<unsigned>(memory_.get()[at]);
+    }
+    [[nodiscard]] Kvm& kvm() noexcept { return kvm_; }
+    [[nodiscard]] Vm& vm() noexcept { return vm_; }
+
+private:
+    std::unique_ptr<std::byte, decltype(&std::free)> memory_;
+    Kvm kvm_;
+    Vm vm_;
+};
+
+}  // namespace vmm::test

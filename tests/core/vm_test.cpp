@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <array>
+
+#include <gtest/gtest.h>
+
+#include "core/small_vm.hpp"
+#include "vmm/vm.hpp"
+
+namespace vmm {
+namespace {
+
+using test::SmallVm;
+
+TEST(Kvm, AutoTakesAnEngineThatRanTheProbeGuest)
+{
+    const auto kvm = Kvm::open();
+    ASSERT_TRUE(kvm.has_value());
+    EXPECT_NE(kvm->engine(), Engine::Auto);
+    EXPECT_EQ(kvm->api_version(), 12);
+    EXPECT_EQ(kvm->check_extension(Capability::UserMemory), 1);
+    EXPECT_EQ(kvm->check_extension(Capability::NrMemslots), 32764);
+}
+
+TEST(Kvm, AnEngineThatDoesNotWorkIsRefusedWithTheReason)
+{
+    for (const EngineReport& report : probe_engines()) {
+        EXPECT_FALSE(report.reason.empty());
+        if (report.usable) {
+            continue;
+        }
+        const auto kvm = Kvm::open({report.engine});
+        ASSERT_FALSE(kvm.has_value());
+        EXPECT_EQ(kvm.error().errno_value(), ENODEV);
+        EXPECT_NE(kvm.error().message().find("does not work here"), std::string::npos);
+    }
+}
+
+TEST(Kvm, EngineNamesRoundTrip)
+{
+    for (const Engine engine :
+         {Engine::Auto, Engine::Soft, Engine::Kvm, Engine::Svm, Engine::Vmx}) {
+        EXPECT_EQ(engine_from_name(name(engine)), engine);
+    }
+    EXPECT_FALSE(engine_from_name("tcg"));
+}
+
+TEST(Vm, MemoryRegionsKeepKvmsErrno)
+{
+    SmallVm small;
+    EXPECT_EQ(small.vm()
+                  .set_user_memory_region({.slot = 1,
+                                           .guest_phys_addr = Gpa{0x1000},
+                                           .size_bytes = 0x1000,
+                                           .host = small.memory()})
+                  .error()
+                  .errno_value(),
+              EEXIST);
+    EXPECT_EQ(small.vm()
+                  .set_user_memory_region({.slot = 1,
+                                           .guest_phys_addr = Gpa{0x20'0001},
+                                           .size_bytes = 0x1000,
+                                           .host = small.memory()})
+                  .error()
+                  .errno_value(),
+              EINVAL);
+}
+
+TEST(Vm, AVcpuIdIsTakenOnce)
+{
+    SmallVm small;
+    const Vcpu first = small.vcpu(0);
+    EXPECT_EQ(small.vm().create_vcpu(0).error().errno_value(), EEXIST);
+    EXPECT_EQ(small.vm().create_vcpu(1024).error().errno_value(), EINVAL);
+    EXPECT_TRUE(small.vm().create_vcpu(1023).has_value());
+}
+
+TEST(Vm, AnIrqchipComesBeforeTheVcpusAndOnce)
+{
+    SmallVm small;
+    EXPECT_EQ(small.vm().create_pit().error().errno_value(), ENOENT);
+    EXPECT_EQ(small.vm().set_irq_line(4, true).error().errno_value(), ENXIO);
+    EXPECT_TRUE(small.vm().create_irqchip().has_value());
+    EXPECT_EQ(small.vm().create_irqchip().error().errno_value(), EEXIST);
+    EXPECT_TRUE(small.vm().create_pit().has_value());
+    EXPECT_EQ(small.vm().create_pit().error().errno_value(), EEXIST);
+
+    SmallVm late;
+    const Vcpu vcpu = late.vcpu();
+    EXPECT_EQ(late.vm().create_irqchip().error().errno_value(), EINVAL);
+}
+
+TEST(Vm, ManyLiveAtOnceInOneProcess)
+{
+    std::vector<std::unique_ptr<SmallVm>> vms;
+    std::vector<Vcpu> vcpus;
+    for (unsigned i = 0; i < 20; ++i) {
+        auto& small = *vms.emplace_back(std::make_unique<SmallVm>());
+        small.place(SmallVm::code_at, {0xb0, i, 0xe6, 0x10, 0xf4});  // mov $i, %al; out; hlt
+        vcpus.push_back(small.vcpu());
+    }
+    for (unsigned i = 0; i < 20; ++i) {
+        const Exit exit = vcpus[i].run().value();
+        ASSERT_TRUE(exit.is<PortWrite>());
+        EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte(i));
+        EXPECT_TRUE(vcpus[i].run()->is<Halt>());
+    }
+}
+
+TEST(Vm, MemoryIsReadAndWrittenWhole)
+{
+    SmallVm small;
+    const VmMemory memory = small.vm().memory();
+    EXPECT_TRUE(memory.write(Gpa{0x2000}, std::uint32_t{0x1234'5678}));
+    EXPECT_EQ(memory.read<std::uint32_t>(Gpa{0x2000}), 0x1234'5678U);
+    EXPECT_FALSE(memory.read<std::uint32_t>(Gpa{SmallVm::memory_size - 2}).has_value());
+    EXPECT_FALSE(memory.write(Gpa{SmallVm::memory_size - 2}, std::uint32_t{~0U}));
+    EXPECT_EQ(small.byte_at(SmallVm::memory_size - 1), 0U);
+}
+
+TEST(Vm, TheDirtyLogHasGuestWritesAndVmmWritesOnce)
+{
+    SmallVm small;
+    alignas(4096) static std::array<std::byte, 0x4000> extra;
+    const memory::MemoryRegion region{.slot = 1,
+                                      .flags = memory::MemoryFlags::log_dirty,
+                                      .guest_phys_addr = Gpa{0x20'0000},
+                                      .size_bytes = extra.size(),
+                                      .host = extra.data()};
+    ASSERT_TRUE(small.vm().set_user_memory_region(region).has_value());
+    EXPECT_EQ(small.vm().dirty_log(0).error().errno_value(), ENOENT);
+
+    // A data segment at 2 MiB: mov %al, 0x1234 (page 1); out %al, $0x10; twice; hlt
+    small.place(SmallVm::code_at,
+                {0xa2, 0x34, 0x12, 0xe6, 0x10, 0xa2, 0x34, 0x12, 0xe6, 0x10, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.ds.base = 0x20'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    EXPECT_TRUE(small.vm().memory().write(Gpa{0x20'3000}, std::uint8_t{1}));
+    EXPECT_EQ(small.vm().dirty_log(1)->at(0), 0b1010U);
+    EXPECT_EQ(small.vm().dirty_log(1)->at(0), 0U);
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    EXPECT_EQ(small.vm().dirty_log(1)->at(0), 0b0010U);
+}
+
+class Register final : public bus::DeviceBase {
+public:
+    void read(std::uint64_t offset, std::span<std::byte> data) noexcept override
+    {
+        data[0] = std::byte{static_cast<unsigned char>(value + offset)};
+    }
+    void write(std::uint64_t /*offset*/, std::span<const std::byte> data) noexcept override
+    {
+        value = std::to_integer<unsigned>(data[0]);
+    }
+    unsigned value{};
+};
+
+TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
+{
+    SmallVm small;
+    const auto device = std::make_shared<Register>();
+    const PortRange ports = *PortRange::make(Port{0x20}, 4);
+    ASSERT_TRUE(small.vm().attach(ports, device).has_value());
+    EXPECT_EQ(small.vm().attach(ports, device).error().errno_value(), EEXIST);
+    // mov $7, %al; out %al, $0x20; in $0x22, %al; out %al, $0x80; hlt
+    small.place(SmallVm::code_at, {0xb0, 7, 0xe6, 0x20, 0xe4, 0x22, 0xe6, 0x80, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    const Exit exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<PortWrite>());
+    EXPECT_EQ(exit.get_if<PortWrite>()->port, Port{0x80});
+    EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{9});
+    EXPECT_EQ(device->value, 7U);
+    EXPECT_TRUE(small.vm().detach(ports).has_value());
+    EXPECT_EQ(small.vm().detach(ports).error().errno_value(), ENOENT);
+}
+
+}  // namespace
+}  // namespace vmm
