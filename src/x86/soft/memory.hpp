@@ -26,25 +26,24 @@ enum class Access : std::uint8_t { Read, Write, ReadWrite, Execute };
 
 /// `volatile` keeps program order (the host's TSO is the guest's); unaligned is allowed.
 template <typename T>
-struct [[gnu::packed]] Unaligned {
+struct [[gnu::packed, gnu::may_alias]] Unaligned
+{
     T value;
 };
 
 template <typename T>
 [[nodiscard]] VMM_GUEST_RACY inline T load_host(const std::byte* from) noexcept
 {
-    // SAFETY: `from` points at sizeof(T) bytes of mapped guest memory; the packed type carries no
-    // alignment and may_alias is implied for the byte-addressed guest RAM.
-    using Raw [[gnu::may_alias]] = const volatile Unaligned<T>;
-    return reinterpret_cast<Raw*>(from)->value;
+    // SAFETY: `from` points at sizeof(T) bytes of mapped guest memory; the type carries no
+    // alignment and may alias what else lies in guest RAM.
+    return reinterpret_cast<const volatile Unaligned<T>*>(from)->value;
 }
 
 template <typename T>
 VMM_GUEST_RACY inline void store_host(std::byte* to, T value) noexcept
 {
     // SAFETY: as above.
-    using Raw [[gnu::may_alias]] = volatile Unaligned<T>;
-    reinterpret_cast<Raw*>(to)->value = value;
+    reinterpret_cast<volatile Unaligned<T>*>(to)->value = value;
 }
 
 // --- Out of line (mmu.cpp): TLB misses, page crossings, MMIO, permission checks.

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The TLBs of a vCPU: filling, and forgetting no more than the guest asks for.
+
+#include <bit>
+
+#include "x86/soft/block.hpp"
+#include "x86/soft/memory.hpp"
+#include "x86/soft/page_walk.hpp"
+
+namespace vmm::x86::soft {
+
+namespace {
+
+constexpr std::uint64_t page_mask = 0xfff;
+
+/// Calls `action` with the index of each entry in `choose(word number)`.
+template <typename Choose, typename Action>
+void for_each_entry(const Choose& choose, const Action& action)
+{
+    for (std::size_t word = 0; word < Tlb::entry_count / 64; ++word) {
+        for (std::uint64_t left = choose(word); left != 0; left &= left - 1) {
+            action(word * 64 + static_cast<unsigned>(std::countr_zero(left)));
+        }
+    }
+}
+
+void set_bit(Tlb::Bitmap& bitmap, std::size_t index, bool value) noexcept
+{
+    const std::uint64_t mask = std::uint64_t{1} << (index % 64);
+    bitmap[index / 64] = value ? bitmap[index / 64] | mask : bitmap[index / 64] & ~mask;
+}
+
+void drop(Tlb& tlb, std::size_t index) noexcept
+{
+    tlb.entries[index].read_tag = TlbEntry::invalid;
+    tlb.entries[index].write_tag = TlbEntry::invalid;
+    set_bit(tlb.used, index, false);
+}
+
+void drop_fetch_entry(FetchTlb::Entry& entry) noexcept
+{
+    entry.tag = TlbEntry::invalid;
+}
+
+void mapping_changed(Cpu& cpu) noexcept
+{
+    if (cpu.blocks != nullptr) {
+        cpu.blocks->mapping_changed();
+    }
+}
+
+/// Whether a data breakpoint may lie in the page: accesses to it must be seen one by one.
+bool is_watched(const Cpu& cpu, std::uint64_t linear) noexcept
+{
+    for (const std::uint64_t address : cpu.dr) {
+        // A breakpoint is aligned to its size, so it lies in one page; those that are disabled or
+        // misaligned cost speed only.
+        if ((address ^ linear) >> 12U == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+}  // namespace
+
+void fill_tlb(Cpu& cpu,
+              TlbContext context,
+              std::uint64_t linear,
+              const std::byte* host,
+              const WalkResult& result,
+              bool write) noexcept
+{
+    if (cpu.data_breakpoints && is_watched(cpu, linear)) {
+        return;
+    }
+    Tlb& tlb = cpu.tlbs[static_cast<std::size_t>(context)];
+    const std::uint64_t page = linear & ~page_mask;
+    const std::size_t index = (linear >> 12U) % Tlb::entry_count;
+    TlbEntry& entry = tlb.entries[index];
+    entry.read_tag = page;
+    entry.write_tag = write ? page : TlbEntry::invalid;
+    // SAFETY: only to be added to `page` again (see `TlbEntry::addend`).
+    entry.addend = reinterpret_cast<std::uintptr_t>(host) - page;
+    entry.global = result.global;
+    entry.page_shift = result.page_shift;
+    set_bit(tlb.used, index, true);
+    set_bit(tlb.global, index, result.global);
+    set_bit(tlb.large, index, result.page_shift > 12);
+}
+
+void flush_tlb_all(Cpu& cpu) noexcept
+{
+    for (Tlb& tlb : cpu.tlbs) {
+        for_each_entry([&](std::size_t word) { return tlb.used[word]; },
+                       [&](std::size_t index) { drop(tlb, index); });
+    }
+    for (FetchTlb::Entry& entry : cpu.fetch_tlb.entries) {
+        drop_fetch_entry(entry);
+    }
+    for (PhysicalPageCache::Entry& entry : cpu.page_cache.entries) {
+        entry.gfn = PhysicalPageCache::invalid;
+    }
+    mapping_changed(cpu);
+}
+
+void flush_tlb_non_global(Cpu& cpu) noexcept
+{
+    for (Tlb& tlb : cpu.tlbs) {
+        for_each_entry([&](std::size_t word) { return tlb.used[word] & ~tlb.global[word]; },
+                       [&](std::size_t index) { drop(tlb, index); });
+    }
+    for (FetchTlb::Entry& entry : cpu.fetch_tlb.entries) {
+        if (!entry.global) {
+            drop_fetch_entry(entry);
+        }
+    }
+    mapping_changed(cpu);
+}
+
+void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept
+{
+    if (!cpu.long_mode()) {
+        linear &= 0xffff'ffffU;
+    }
+    for (Tlb& tlb : cpu.tlbs) {
+        drop(tlb, (linear >> 12U) % Tlb::entry_count);
+        // Other 4 KiB parts of the large page that holds `linear` go with it.
+        for_each_entry([&](std::size_t word) { return tlb.used[word] & tlb.large[word]; },
+                       [&](std::size_t index) {
+                           const TlbEntry& entry = tlb.entries[index];
+                           if ((entry.read_tag ^ linear) >> entry.page_shift == 0) {
+                               drop(tlb, index);
+                           }
+                       });
+    }
+    for (FetchTlb::Entry& entry : cpu.fetch_tlb.entries) {
+        if (entry.tag != TlbEntry::invalid && (entry.tag ^ linear) >> entry.page_shift == 0) {
+            drop_fetch_entry(entry);
+        }
+    }
+    mapping_changed(cpu);
+}
+
+void drop_write_translations(Cpu& cpu, const std::byte* host_page) noexcept
+{
+    if (host_page == nullptr) {
+        return;
+    }
+    // SAFETY: compared only.
+    const auto host = reinterpret_cast<std::uintptr_t>(host_page);
+    for (Tlb& tlb : cpu.tlbs) {
+        for_each_entry([&](std::size_t word) { return tlb.used[word]; },
+                       [&](std::size_t index) {
+                           TlbEntry& entry = tlb.entries[index];
+                           if (entry.read_tag + entry.addend == host) {
+                               entry.write_tag = TlbEntry::invalid;
+                           }
+                       });
+    }
+}
+
+void drop_write_translations(Cpu& cpu) noexcept
+{
+    for (Tlb& tlb : cpu.tlbs) {
+        for_each_entry(
+            [&](std::size_t word) { return tlb.used[word]; },
+            [&](std::size_t index) { tlb.entries[index].write_tag = TlbEntry::invalid; });
+    }
+}
+
+}  // namespace vmm::x86::soft
