@@ -307,8 +307,8 @@ std::int64_t Cmos::latched_seconds_locked() const
     const int century = (raw_century >> 4) * 10 + (raw_century & 0x0f);
     const int full_year = century * 100 + static_cast<int>(decode_locked(memory_[year]));
     const std::uint32_t raw_month = std::clamp<std::uint32_t>(decode_locked(memory_[month]), 1, 12);
-    // The years that nanoseconds in 64 bits hold, with room.
-    const std::chrono::sys_days first{std::chrono::year{std::clamp(full_year, 1900, 2199)} /
+    // Years of which nanoseconds in 64 bits hold the time and any difference.
+    const std::chrono::sys_days first{std::chrono::year{std::clamp(full_year, 1970, 2199)} /
                                       std::chrono::month{raw_month} / std::chrono::day{1}};
     const std::int64_t day_in_month = decode_locked(memory_[day_of_month]);
     const std::int64_t day = first.time_since_epoch().count() + day_in_month - 1;

@@ -34,7 +34,7 @@ inline constexpr std::uint8_t cmos_century_index = 0x32;
 ///
 /// Offset 0 selects a byte (bits 0 to 6; bit 7 masks NMIs) and reads as 0xff, offset 1 is that
 /// byte.  Time is kept in BCD or binary, 12 or 24 hours, as register B says; daylight saving is
-/// not known.  The square wave output goes nowhere.
+/// not known.  The square wave output goes nowhere.  Years before 1970 and after 2199 become those.
 ///
 /// Thread safety: all members may be called from any thread.
 class VMM_API Cmos final : public bus::DeviceBase {
