@@ -65,7 +65,12 @@ constexpr unsigned polls_after_reset = 16;
 
 }  // namespace
 
-Serial::Serial(Config config) : config_{std::move(config)}, pin_{config_.irq} {}
+Serial::Serial(Config config) : config_{std::move(config)}, pin_{config_.irq}
+{
+    if (config_.timers != nullptr) {
+        timer_ = config_.timers->create_timer([this] { on_interval(); });
+    }
+}
 
 void Serial::read(std::uint64_t offset, std::span<std::byte> data) noexcept
 {
@@ -356,14 +361,33 @@ bool Serial::is_listening_locked() const
 
 void Serial::fill_from_wire_locked()
 {
-    if (!is_listening_locked()) {
+    const bool paced = timer_ && (interrupt_enable_ & ier_received) != 0;
+    if (!is_listening_locked() || (paced && resting_)) {
         return;
     }
     const std::size_t capacity = (fifo_control_ & fcr_enable) != 0 ? fifo_.size() : 1;
+    const std::size_t before = fifo_count_;
     while (fifo_count_ < capacity && !wire_.empty()) {
         push_fifo_locked(wire_.front());
         wire_.pop_front();
     }
+    // With nothing moved there is nothing to wait for: the guest's next read comes here.
+    if (paced && !wire_.empty() && fifo_count_ > before) {
+        resting_ = true;
+        timer_->arm(config_.timers->now_ns() + input_interval_ns);
+    }
+}
+
+void Serial::on_interval()
+{
+    Action action;
+    {
+        const std::lock_guard lock{mutex_};
+        resting_ = false;
+        fill_from_wire_locked();
+        update_locked(action);
+    }
+    perform(action);
 }
 
 void Serial::update_locked(Action& action)

@@ -41,8 +41,9 @@ struct Kind {
 {
     return {
         {"Serial",
-         [](TimerService&) {
+         [](TimerService& timers) {
              Serial::Config config;
+             config.timers = &timers;
              config.irq = ignored_line();
              config.output = [](std::span<const std::byte>) {};
              return std::make_unique<Serial>(std::move(config));

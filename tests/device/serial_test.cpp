@@ -7,6 +7,7 @@
 
 #include "device/fakes.hpp"
 #include "vmm/device/serial.hpp"
+#include "vmm/event_loop.hpp"
 
 namespace vmm::device {
 namespace {
@@ -379,6 +380,62 @@ TEST_F(SerialTest, LoweringRtsHoldsInputBack)
     EXPECT_EQ(read_all(), "z");
 }
 
+TEST_F(SerialTest, WithTimersInputComesAFifoFullAtATime)
+{
+    test::FakeTimers timers;
+    Serial::Config paced = config();
+    paced.timers = &timers;
+    Serial uart{std::move(paced)};
+    const auto read_available = [&uart] {
+        unsigned count = 0;
+        while ((in8(uart, lsr) & 1) != 0) {
+            static_cast<void>(in8(uart, rbr));
+            ++count;
+        }
+        return count;
+    };
+    out8(uart, fcr, 0x81);
+    out8(uart, mcr, 0x0b);
+    out8(uart, ier, 0x05);
+    ASSERT_EQ(uart.receive(bytes_of(std::string(40, 'x'))), 40U);
+
+    EXPECT_EQ(read_available(), 16U);
+    EXPECT_FALSE(wire_.high);
+    EXPECT_EQ(in8(uart, iir), 0xc1U);
+    timers.advance(Serial::input_interval_ns - 1);
+    EXPECT_EQ(read_available(), 0U);
+    timers.advance(1);
+    EXPECT_TRUE(wire_.high);
+    EXPECT_EQ(read_available(), 16U);
+    timers.advance(Serial::input_interval_ns);
+    EXPECT_EQ(in8(uart, iir), 0xc4U);
+    EXPECT_EQ(read_available(), 8U);
+    EXPECT_FALSE(timers.is_armed());
+}
+
+TEST_F(SerialTest, AGuestThatDoesNotReadCostsNoTimers)
+{
+    test::FakeTimers timers;
+    Serial::Config paced = config();
+    paced.timers = &timers;
+    Serial uart{std::move(paced)};
+    out8(uart, fcr, 0x81);
+    out8(uart, ier, 0x05);
+    ASSERT_EQ(uart.receive(bytes_of(std::string(40, 'x'))), 40U);
+    timers.advance(1'000'000'000);
+
+    EXPECT_LE(timers.expiries, 1U);
+    unsigned count = 0;
+    for (unsigned i = 0; i < 10; ++i) {
+        while ((in8(uart, lsr) & 1) != 0) {
+            static_cast<void>(in8(uart, rbr));
+            ++count;
+        }
+        timers.advance(Serial::input_interval_ns);
+    }
+    EXPECT_EQ(count, 40U);
+}
+
 TEST_F(SerialTest, AWideAccessIsOneToEachRegister)
 {
     test::out(uart_, 6, 0x5a00, 2);
@@ -404,6 +461,29 @@ TEST_F(SerialTest, SenderAndReceiverOnDifferentThreadsLoseNothing)
     std::string got;
     while (got.size() < sent.size()) {
         got += read_all();
+    }
+
+    EXPECT_EQ(got, sent);
+}
+
+TEST_F(SerialTest, APacedLineOnTheEventLoopLosesNothing)
+{
+    const auto loop = EventLoop::create().value();
+    Serial::Config paced;
+    paced.timers = loop.get();
+    Serial uart{std::move(paced)};
+    out8(uart, fcr, 0x81);
+    out8(uart, ier, 0x05);
+    std::string sent;
+    for (unsigned i = 0; i < 4000; ++i) {
+        sent.push_back(static_cast<char>('!' + i % 90));
+    }
+    ASSERT_EQ(uart.receive(bytes_of(sent)), sent.size());
+    std::string got;
+    while (got.size() < sent.size()) {
+        if ((in8(uart, lsr) & 1) != 0) {
+            got.push_back(static_cast<char>(in8(uart, rbr)));
+        }
     }
 
     EXPECT_EQ(got, sent);

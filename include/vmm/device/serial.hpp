@@ -16,12 +16,14 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <span>
 
 #include "vmm/bus/device.hpp"
 #include "vmm/device/irq_line.hpp"
 #include "vmm/export.hpp"
+#include "vmm/timer.hpp"
 
 namespace vmm::device {
 
@@ -50,6 +52,8 @@ public:
     static constexpr std::uint64_t size = 8;
     /// Bytes `receive()` holds for the guest beyond its FIFO.
     static constexpr std::size_t input_capacity = 4096;
+    /// See `Config::timers`.
+    static constexpr std::uint64_t input_interval_ns = 200'000;
 
     struct Config {
         IrqLine irq{};
@@ -58,6 +62,11 @@ public:
         std::function<void(std::span<const std::byte>)> output{};
         /// Called when `receive()` would take bytes again after it refused some; any thread.
         std::function<void()> on_input_room{};
+        /// With it, a guest that receives by interrupt gets input as a fast line would bring it, at
+        /// most a FIFO full each `input_interval_ns`.  Without it there is always more as soon as
+        /// the guest has read what there was, and a long input keeps it in its interrupt handler
+        /// until its buffers overflow.  Must outlive the port.
+        TimerService* timers{};
         /// On a PC, the modem control register's OUT2 connects the interrupt; some hobby kernels
         /// know only emulators where it is always connected, and need `false`.
         bool out2_gates_irq{true};
@@ -106,6 +115,7 @@ private:
     [[nodiscard]] bool is_listening_locked() const;
     void update_locked(Action& action);
     void perform(const Action& action) noexcept;
+    void on_interval();
 
     const Config config_;
     IrqPin pin_;
@@ -127,8 +137,11 @@ private:
     std::uint16_t divisor_{12};
     bool transmitter_interrupt_{false};
     bool held_by_rts_{false};
+    bool resting_{false};  // The line brings nothing until the timer expires.
     // Line-status reads to go before a polling guest is taken to listen after a FIFO reset.
     unsigned polls_to_wait_{0};
+
+    std::unique_ptr<Timer> timer_;  // Last: gone before what its callback uses.
 };
 
 }  // namespace vmm::device
