@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Installs what is missing, then configures, builds and tests every preset:
+#
+#     tests/run.sh                 dev clang asan tsan
+#     tests/run.sh dev asan        only these
+#
+# Ends with one line for each preset and ctest's line over all of them; exit status 0 if every test passed.
+
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+# shellcheck source=../cmake/packages.sh
+source "$root/cmake/packages.sh"
+
+presets=("$@")
+[[ ${#presets[@]} -gt 0 ]] || presets=(dev clang asan tsan)
+for preset in "${presets[@]}"; do
+    case $preset in
+    dev | clang | asan | tsan | release) ;;
+    *) die "unknown preset '$preset'; dev, clang, asan, tsan and release would work" ;;
+    esac
+done
+
+packages=("${vmm_build_packages[@]}" cpio busybox-static)
+[[ " ${presets[*]} " != *" clang "* ]] || packages+=(clang)
+install_missing "${packages[@]}"
+
+jobs=$(nproc)
+logs=$root/build/test-logs
+mkdir -p "$logs"
+summary=()
+total=0
+failed=0
+broken=0
+
+# The numbers of ctest's closing line, "N% tests passed, F tests failed out of T".
+count_tests() {
+    sed -nE 's/^[0-9]+% tests passed, ([0-9]+) tests? failed out of ([0-9]+)$/\1 \2/p' "$1" | tail -n 1
+}
+
+run_preset() {
+    local preset=$1 log=$logs/$1.log counts line
+    echo "==> $preset: configure"
+    if ! cmake --preset "$preset" >"$logs/$preset.cmake.log" 2>&1; then
+        cat "$logs/$preset.cmake.log"
+        summary+=("$preset: cmake failed")
+        broken=1
+        return
+    fi
+    echo "==> $preset: build"
+    if ! cmake --build --preset "$preset" -j "$jobs"; then
+        summary+=("$preset: the build failed")
+        broken=1
+        return
+    fi
+    echo "==> $preset: test"
+    ctest --preset "$preset" -j "$jobs" 2>&1 | tee "$log" || true
+    counts=$(count_tests "$log")
+    if [[ -z $counts ]]; then
+        summary+=("$preset: ctest ran no test")
+        broken=1
+        return
+    fi
+    line=$(grep -E '^[0-9]+% tests passed' "$log" | tail -n 1)
+    summary+=("$preset: $line")
+    failed=$((failed + ${counts% *}))
+    total=$((total + ${counts#* }))
+}
+
+started=$SECONDS
+for preset in "${presets[@]}"; do
+    run_preset "$preset"
+done
+
+echo
+echo "In $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s:"
+printf '  %s\n' "${summary[@]}"
+passed_percent=0
+if [[ $total -gt 0 ]]; then
+    passed_percent=$((100 * (total - failed) / total))
+fi
+echo "$passed_percent% tests passed, $failed tests failed out of $total"
+[[ $broken -eq 0 && $failed -eq 0 && $total -gt 0 ]]
