@@ -53,6 +53,32 @@ PortRange ports(std::uint16_t first, std::uint64_t count)
     return *PortRange::make(Port{first}, static_cast<std::uint16_t>(count));
 }
 
+/// GSI n to pin n of PIC and I/O APIC, but for the timer, which a PC has on the I/O APIC's pin 2
+/// (the MADT and the MP table say so too).
+std::vector<vmm::x86::irqchip::GsiRoute> pc_routing()
+{
+    namespace irqchip = vmm::x86::irqchip;
+    constexpr std::uint32_t pic_pins = 16;
+    constexpr std::uint32_t pins_per_pic = 8;
+    constexpr std::uint32_t cascade = 2;
+    std::vector<irqchip::GsiRoute> routes;
+    for (std::uint32_t gsi = 0; gsi < irqchip::ioapic_pin_count; ++gsi) {
+        if (gsi == cascade) {
+            continue;
+        }
+        if (gsi < pic_pins) {
+            const bool master = gsi < pins_per_pic;
+            routes.push_back(
+                {.gsi = gsi,
+                 .chip = master ? irqchip::ChipId::PicMaster : irqchip::ChipId::PicSlave,
+                 .pin = gsi % pins_per_pic});
+        }
+        routes.push_back(
+            {.gsi = gsi, .chip = irqchip::ChipId::IoApic, .pin = gsi == 0 ? cascade : gsi});
+    }
+    return routes;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Machine>> Machine::create(
@@ -99,12 +125,14 @@ Result<void> Machine::add_devices(const Options& options,
     namespace device = vmm::device;
     VMM_TRY_VOID(vm_.create_irqchip());
     VMM_TRY_VOID(vm_.create_pit());
+    VMM_TRY_VOID(vm_.set_gsi_routing(pc_routing()));
     const auto reset = [this] { stop({Outcome::Kind::Reset}); };
 
     device::Serial::Config serial;
     serial.irq = irq_line(device::com1_irq);
     serial.output = std::move(console);
     serial.on_input_room = std::move(on_input_room);
+    serial.timers = &vm_.event_loop();
     serial_ = std::make_shared<device::Serial>(std::move(serial));
     VMM_TRY_VOID(vm_.attach(ports(device::com1_port, device::Serial::size), serial_));
 

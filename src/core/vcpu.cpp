@@ -223,8 +223,7 @@ Result<void> Vcpu::set_lapic(const x86::irqchip::LapicState& lapic)
     if (core_->lapic() == nullptr) {
         return no_irqchip("set_lapic");
     }
-    core_->lapic()->set_state(lapic);
-    return success;
+    return core_->lapic()->set_state(lapic);
 }
 
 std::optional<Gpa> Vcpu::translate(Gva linear) const noexcept

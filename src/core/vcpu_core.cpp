@@ -3,7 +3,10 @@
 #include "core/vcpu_core.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include "core/log.hpp"
 #include "core/vm_core.hpp"
@@ -26,10 +29,13 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
     VMM_TRY(vcpu->engine_, engine.create_vcpu(*vcpu));
     x86::CpuState& state = vcpu->state();
     x86::reset_state(state, false);
-    // The guest's TSC starts at 0, as after RESET.
-    state.tsc_offset = std::uint64_t{0} - x86::read_host_tsc();
+    state.tsc_offset = vcpu->vm_->initial_tsc_offset();
     if (x86::irqchip::Irqchip* chip = vcpu->vm_->irqchip()) {
         vcpu->lapic_ = chip->create_lapic(id, *vcpu, vcpu->tsc_clock());
+        if (vcpu->lapic_ == nullptr) {
+            return Error{std::errc::file_exists,
+                         fmt::format("create_vcpu({}): the local APIC of that id is in use", id)};
+        }
         vcpu->mp_state_ =
             vcpu->is_bootstrap() ? x86::MpState::Runnable : x86::MpState::Uninitialized;
     }
@@ -111,6 +117,12 @@ void VcpuCore::deliver_sipi(std::uint8_t vector) noexcept
     wake();
 }
 
+void VcpuCore::clock_changed() noexcept
+{
+    clock_changed_.store(true);
+    wake();
+}
+
 void VcpuCore::deliver_smi() noexcept
 {
     // Without SMM (the capability is not offered) an SMI has no handler to go to.
@@ -126,6 +138,9 @@ Result<Exit> VcpuCore::run() noexcept
             return Exit{Interrupted{}, this};
         }
         handle_init_and_sipi();
+        if (clock_changed_.exchange(false)) {
+            update_kvmclock();
+        }
         if (!is_runnable()) {
             block();
             continue;
@@ -204,7 +219,7 @@ void VcpuCore::block() noexcept
     std::unique_lock lock{block_mutex_};
     block_changed_.wait(lock, [this] {
         return kicked_.load(std::memory_order_relaxed) || init_pending_.load() ||
-               sipi_vector_.load() != no_sipi ||
+               clock_changed_.load() || sipi_vector_.load() != no_sipi ||
                (mp_state_ == x86::MpState::Halted && has_wake_event());
     });
 }
@@ -252,6 +267,8 @@ void VcpuCore::choose_event() noexcept
     if (vector) {
         cpu.inject = x86::Event{x86::EventKind::ExternalInterrupt, *vector};
     }
+    // The PIC may have one too.
+    cpu.irq_window_requested |= lapic_ != nullptr && lapic_->has_interrupt();
 }
 
 std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
@@ -369,30 +386,74 @@ x86::MsrResult VcpuCore::write_msr(std::uint32_t index, std::uint64_t value) noe
                                                                  : x86::MsrResult::Fault;
 }
 
-bool VcpuCore::access_clock_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
+void VcpuCore::set_tsc_offset(std::uint64_t offset) noexcept
+{
+    state().tsc_offset = offset;
+    if (lapic_ != nullptr) {
+        lapic_->tsc_changed();
+    }
+    update_kvmclock();
+}
+
+bool VcpuCore::access_tsc_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
 {
     switch (index) {
     case x86::msr::tsc:
         if (write) {
             const std::uint64_t offset = value - x86::read_host_tsc();
             tsc_adjust_ += offset - state().tsc_offset;
-            state().tsc_offset = offset;
+            set_tsc_offset(offset);
         } else {
             value = guest_tsc();
         }
         return true;
     case x86::msr::tsc_adjust:
         if (write) {
-            state().tsc_offset += value - tsc_adjust_;
+            const std::uint64_t change = value - tsc_adjust_;
             tsc_adjust_ = value;
+            set_tsc_offset(state().tsc_offset + change);
         } else {
             value = tsc_adjust_;
         }
         return true;
+    default: return false;
+    }
+}
+
+void VcpuCore::update_kvmclock() noexcept
+{
+    const auto [host_tsc, ns] = vm_->clock_reference();
+    static_cast<void>(kvmclock_.update(
+        [this](Gpa at, std::span<const std::byte> bytes) { return vm_->write_memory(at, bytes); },
+        host_tsc + state().tsc_offset, ns, vm_->tsc_khz(), true));
+}
+
+bool VcpuCore::access_kvmclock_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
+{
+    switch (index) {
+    case x86::msr::kvm_system_time:
+    case x86::msr::kvm_system_time_old:
+        if (write) {
+            kvmclock_.set_system_time(value);
+            update_kvmclock();
+        } else {
+            value = kvmclock_.system_time();
+        }
+        return true;
     case x86::msr::kvm_wall_clock:
     case x86::msr::kvm_wall_clock_old:
-    case x86::msr::kvm_system_time:
-    case x86::msr::kvm_system_time_old: return access_kvmclock(index, value, write);
+        if (write) {
+            const auto now = std::chrono::system_clock::now().time_since_epoch();
+            const auto now_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+            static_cast<void>(kvmclock_.set_wall_clock(
+                [this](Gpa at, std::span<const std::byte> bytes) {
+                    return vm_->write_memory(at, bytes);
+                },
+                value, static_cast<std::uint64_t>(now_ns) - vm_->clock_ns()));
+        } else {
+            value = kvmclock_.wall_clock();
+        }
+        return true;
     default: return false;
     }
 }
@@ -402,19 +463,21 @@ bool VcpuCore::access_msr(std::uint32_t index,
                           bool write,
                           x86::MsrAccess access) noexcept
 {
-    if (access_clock_msr(index, value, write)) {
+    if (access_tsc_msr(index, value, write) || access_kvmclock_msr(index, value, write)) {
         return true;
     }
     if (index == x86::msr::apic_base) {
         if (lapic_ == nullptr) {
-            value = write ? value : apic_base();
+            (write ? apic_base_ : value) = write ? value : apic_base_;
             return true;
         }
         if (!write) {
             value = lapic_->apic_base();
             return true;
         }
-        return lapic_->set_apic_base(value);
+        return lapic_->set_apic_base(value, access == x86::MsrAccess::Host
+                                                ? x86::irqchip::ApicBaseWriter::Host
+                                                : x86::irqchip::ApicBaseWriter::Guest);
     }
     const bool is_apic = index == x86::msr::tsc_deadline ||
                          (index >= x86::msr::x2apic_first && index <= x86::msr::x2apic_last);

@@ -64,6 +64,8 @@ public:
     [[nodiscard]] bool ready_for_interrupt_injection() noexcept;
     void request_irq_window(bool wanted) noexcept { user_irq_window_ = wanted; }
     void nmi() noexcept { deliver_nmi(); }
+    /// kvmclock was set: the guest's page needs new contents.  Any thread.
+    void clock_changed() noexcept;
 
     // --- x86::VcpuHost.
     bool mmio_read(Gpa gpa, std::span<std::byte> data) noexcept override;
@@ -86,6 +88,15 @@ public:
 
 private:
     [[nodiscard]] bool is_bootstrap() const noexcept { return id_ == 0; }
+    [[nodiscard]] x86::irqchip::TscClock tsc_clock();
+    [[nodiscard]] bool access_tsc_msr(std::uint32_t index,
+                                      std::uint64_t& value,
+                                      bool write) noexcept;
+    [[nodiscard]] bool access_kvmclock_msr(std::uint32_t index,
+                                           std::uint64_t& value,
+                                           bool write) noexcept;
+    void set_tsc_offset(std::uint64_t offset) noexcept;
+    void update_kvmclock() noexcept;
     [[nodiscard]] bool access_msr(std::uint32_t index,
                                   std::uint64_t& value,
                                   bool write,
@@ -104,6 +115,7 @@ private:
     std::unique_ptr<x86::EngineVcpu> engine_;
     x86::MsrBank msrs_;
     x86::KvmClock kvmclock_;
+    std::uint64_t apic_base_{0xfee0'0900};  // Without a local APIC.
     std::uint64_t tsc_adjust_{};
     x86::MpState mp_state_{x86::MpState::Runnable};
     bool io_pending_{};       // The last exit was an access that the next entry completes.
@@ -114,6 +126,7 @@ private:
     std::atomic<bool> kicked_{};
     std::atomic<unsigned> nmi_pending_{};
     std::atomic<bool> init_pending_{};
+    std::atomic<bool> clock_changed_{};
     static constexpr int no_sipi = -1;
     std::atomic<int> sipi_vector_{no_sipi};
 

@@ -98,6 +98,53 @@ Result<void> check_sregs(const x86::Cpuid& cpuid, const x86::Sregs& s)
     return check_cr4(cpuid, s.cr4);
 }
 
+/// What the software engine has the host's CPU execute: a guest that was promised more than the
+/// host has would bring the host's #UD down on this process.
+constexpr x86::CpuidFeature host_executed_features[] = {
+    x86::feature::sse3,
+    x86::feature::pclmulqdq,
+    x86::feature::ssse3,
+    x86::feature::fma,
+    x86::feature::cx16,
+    x86::feature::sse4_1,
+    x86::feature::sse4_2,
+    x86::feature::movbe,
+    x86::feature::popcnt,
+    x86::feature::aes,
+    x86::feature::xsave,
+    x86::feature::avx,
+    x86::feature::f16c,
+    x86::feature::rdrand,
+    x86::feature::bmi1,
+    x86::feature::avx2,
+    x86::feature::bmi2,
+    x86::feature::rdseed,
+    x86::feature::adx,
+    x86::feature::clflushopt,
+    x86::feature::clwb,
+    x86::feature::sha,
+    x86::feature::gfni,
+    x86::feature::vaes,
+    x86::feature::vpclmulqdq,
+    x86::feature::xsaveopt,
+    x86::feature::xsavec,
+    x86::feature::xgetbv1,
+    x86::feature::xsaves,
+    x86::feature::lzcnt,
+    {7, 0, x86::CpuidRegister::Ebx, 16},  // AVX512F: nothing of AVX-512 is executed.
+};
+
+const char* cpuid_register_name(x86::CpuidRegister reg) noexcept
+{
+    switch (reg) {
+    case x86::CpuidRegister::Eax: return "EAX";
+    case x86::CpuidRegister::Ebx: return "EBX";
+    case x86::CpuidRegister::Ecx: return "ECX";
+    case x86::CpuidRegister::Edx: return "EDX";
+    }
+    return "?";
+}
+
 }  // namespace
 
 Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
@@ -105,7 +152,7 @@ Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
     x86::CpuState& cpu = state();
     VMM_TRY_VOID(check_sregs(cpu.cpuid, s));
     if (lapic_ != nullptr) {
-        if (!lapic_->set_apic_base(s.apic_base)) {
+        if (!lapic_->set_apic_base(s.apic_base, x86::irqchip::ApicBaseWriter::Host)) {
             return refused(fmt::format("apic_base = {:#x}: not a state the local APIC can be put "
                                        "in (SDM Vol. 3A \"Local APIC Status and Location\")",
                                        s.apic_base));
@@ -143,13 +190,25 @@ Result<void> VcpuCore::set_cpuid(std::span<const x86::CpuidEntry> entries)
             fmt::format("set_cpuid: {} entries, at most {} are permitted", entries.size(), most)};
     }
     x86::Cpuid cpuid{entries};
-    if (auto missing = x86::first_feature_beyond(cpuid, vm_->supported_cpuid())) {
+    const x86::Cpuid supported{x86::supported_cpuid(vm_->tsc_khz())};
+    for (const x86::CpuidFeature& f : host_executed_features) {
+        if (cpuid.has(f) && !supported.has(f)) {
+            return Error{std::errc::invalid_argument,
+                         fmt::format("set_cpuid: leaf {:#x}, register {}, bit {}: this host's CPU "
+                                     "lacks that feature; start from Kvm::supported_cpuid()",
+                                     f.leaf, cpuid_register_name(f.reg), f.bit)};
+        }
+    }
+    if ((cpuid.supported_xcr0() & ~supported.supported_xcr0()) != 0U) {
         return Error{std::errc::invalid_argument,
-                     fmt::format("set_cpuid: leaf {:#x}.{}, register {}, bit {} is set, and "
-                                 "neither this host nor this engine has that feature; start from "
-                                 "Kvm::supported_cpuid()",
-                                 missing->leaf, missing->subleaf,
-                                 static_cast<unsigned>(missing->reg), missing->bit)};
+                     fmt::format("set_cpuid: leaf 0xd offers the state components {:#x}, this "
+                                 "host and engine have {:#x}; start from Kvm::supported_cpuid()",
+                                 cpuid.supported_xcr0(), supported.supported_xcr0())};
+    }
+    if (lapic_ != nullptr) {
+        lapic_->set_features({cpuid.has(x86::feature::x2apic),
+                              cpuid.has(x86::feature::tsc_deadline),
+                              static_cast<std::uint8_t>(cpuid.physical_address_bits())});
     }
     state().cpuid = std::move(cpuid);
     state_changed();

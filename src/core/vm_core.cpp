@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "core/vcpu_core.hpp"
+#include "x86/kvmclock.hpp"
 #include "x86/soft/engine.hpp"
 #include "x86/tsc.hpp"
 
@@ -29,36 +30,46 @@ Result<std::shared_ptr<EventLoop>> shared_event_loop()
     return loop;
 }
 
-/// A chip's ports as a device on the bus.
-template <typename Chip>
-class ChipPorts final : public bus::DeviceBase {
+/// Some of a device's ports: those from `first`, where the device's offset 0 is port `base`.
+class DevicePorts final : public bus::DeviceBase {
 public:
-    ChipPorts(std::shared_ptr<Chip> chip, std::uint16_t base) noexcept
-        : chip_{std::move(chip)},
-          base_{base}
+    DevicePorts(std::shared_ptr<bus::DeviceBase> device, std::uint16_t base, std::uint16_t first)
+        : device_{std::move(device)},
+          offset_{static_cast<std::uint64_t>(first - base)}
     {
     }
 
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override
     {
-        chip_->port_read(Port{static_cast<std::uint16_t>(base_ + offset)}, data);
+        device_->read(offset_ + offset, data);
     }
     void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override
     {
-        chip_->port_write(Port{static_cast<std::uint16_t>(base_ + offset)}, data);
+        device_->write(offset_ + offset, data);
     }
 
 private:
-    std::shared_ptr<Chip> chip_;
-    std::uint16_t base_;
+    std::shared_ptr<bus::DeviceBase> device_;
+    std::uint64_t offset_;
 };
+
+Result<void> attach_ports(VmCore::PortBus& bus,
+                          const std::shared_ptr<bus::DeviceBase>& device,
+                          std::uint16_t base,
+                          std::uint16_t first,
+                          std::uint16_t count)
+{
+    return bus.add(*PortRange::make(Port{first}, count),
+                   HeldDevice{std::make_shared<DevicePorts>(device, base, first)});
+}
 
 }  // namespace
 
 VmCore::VmCore(std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz)
     : event_loop_{std::move(event_loop)},
       tsc_khz_{tsc_khz},
-      clock_origin_ns_{event_loop_->now_ns()}
+      created_tsc_{x86::read_host_tsc()},
+      clock_{created_tsc_, 0}
 {
 }
 
@@ -112,7 +123,12 @@ Result<void> VmCore::create_irqchip()
                      "create_irqchip: a vCPU exists already; create the irqchip before the first "
                      "vCPU, which gets its local APIC then"};
     }
-    irqchip_ = std::make_unique<x86::irqchip::Irqchip>(*event_loop_);
+    auto chip = std::make_unique<x86::irqchip::Irqchip>(*event_loop_);
+    constexpr std::uint16_t base = 0x20;
+    VMM_TRY_VOID(attach_ports(port_bus, chip->pic_device(), base, 0x20, 2));
+    VMM_TRY_VOID(attach_ports(port_bus, chip->pic_device(), base, 0xa0, 2));
+    VMM_TRY_VOID(attach_ports(port_bus, chip->pic_device(), base, 0x4d0, 2));
+    irqchip_ = std::move(chip);
     return success;
 }
 
@@ -127,6 +143,11 @@ Result<void> VmCore::create_pit()
     if (pit_ != nullptr) {
         return Error{std::errc::file_exists, "create_pit: this VM has a PIT already"};
     }
+    auto pit = irqchip_->create_pit();
+    constexpr std::uint16_t base = 0x40;
+    VMM_TRY_VOID(attach_ports(port_bus, pit, base, base, 4));
+    VMM_TRY_VOID(attach_ports(port_bus, pit, base, base + x86::irqchip::Pit::speaker_offset, 1));
+    pit_ = std::move(pit);
     return success;
 }
 
@@ -138,7 +159,7 @@ Result<int> VmCore::set_irq_line(std::uint32_t gsi, bool level)
                                  "before the first vCPU",
                                  gsi)};
     }
-    return irqchip_->set_line(gsi, 0, level);
+    return irqchip_->set_line(gsi, x86::irqchip::irq_source_user, level);
 }
 
 Result<int> VmCore::signal_msi(Gpa address, std::uint32_t data)
@@ -148,7 +169,7 @@ Result<int> VmCore::signal_msi(Gpa address, std::uint32_t data)
                      "signal_msi: this VM has no irqchip; call create_irqchip before the first "
                      "vCPU"};
     }
-    return irqchip_->signal_msi(address.value(), data);
+    return irqchip_->signal_msi(address, data);
 }
 
 Result<void> VmCore::set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes)
@@ -191,14 +212,31 @@ void VmCore::forget_vcpu(std::uint32_t id) noexcept
     vcpus_.erase(id);
 }
 
+VmCore::ClockReference VmCore::clock_reference() const noexcept
+{
+    const std::lock_guard lock{clock_mutex_};
+    return clock_;
+}
+
 std::uint64_t VmCore::clock_ns() const noexcept
 {
-    return event_loop_->now_ns() - clock_origin_ns_.load(std::memory_order_relaxed);
+    const ClockReference reference = clock_reference();
+    return reference.ns +
+           x86::scale_tsc(x86::read_host_tsc() - reference.host_tsc, x86::tsc_scale(tsc_khz_));
 }
 
 void VmCore::set_clock_ns(std::uint64_t now) noexcept
 {
-    clock_origin_ns_.store(event_loop_->now_ns() - now, std::memory_order_relaxed);
+    {
+        const std::lock_guard lock{clock_mutex_};
+        clock_ = {x86::read_host_tsc(), now};
+    }
+    const std::lock_guard lock{mutex_};
+    for (const auto& [id, vcpu] : vcpus_) {
+        if (vcpu != nullptr) {
+            vcpu->clock_changed();
+        }
+    }
 }
 
 }  // namespace vmm::core

@@ -6,7 +6,6 @@
 
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -73,9 +72,22 @@ public:
     Result<std::shared_ptr<VcpuCore>> create_vcpu(std::uint32_t id);
     void forget_vcpu(std::uint32_t id) noexcept;
 
-    /// kvmclock: nanoseconds since the VM was made, plus what `set_clock_ns` has added.
+    /// kvmclock: nanoseconds since the VM was made, or since and from what `set_clock_ns` set.
     [[nodiscard]] std::uint64_t clock_ns() const noexcept;
     void set_clock_ns(std::uint64_t now) noexcept;
+
+    struct ClockReference {
+        std::uint64_t host_tsc{};
+        std::uint64_t ns{};
+    };
+    /// "At this host TSC kvmclock shows this": one pair for all vCPUs, so that their clocks agree
+    /// to the nanosecond.
+    [[nodiscard]] ClockReference clock_reference() const noexcept;
+    /// The guest's TSC starts at 0 with the VM, on all vCPUs at once.
+    [[nodiscard]] std::uint64_t initial_tsc_offset() const noexcept
+    {
+        return std::uint64_t{0} - created_tsc_;
+    }
 
     [[nodiscard]] x86::irqchip::Irqchip* irqchip() const noexcept { return irqchip_.get(); }
     [[nodiscard]] EventLoop& event_loop() const noexcept { return *event_loop_; }
@@ -91,7 +103,9 @@ private:
 
     std::shared_ptr<EventLoop> event_loop_;
     std::uint32_t tsc_khz_;
-    std::atomic<std::uint64_t> clock_origin_ns_;
+    std::uint64_t created_tsc_;
+    mutable std::mutex clock_mutex_;
+    ClockReference clock_;
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;
     std::unique_ptr<x86::irqchip::Irqchip> irqchip_;

@@ -230,7 +230,7 @@ TEST(Vcpu, FpuAndXsaveStateRoundTrip)
 /// An interrupt table entry of real mode, and a handler there that writes `vector` to port 0x80.
 void place_handler(SmallVm& small, unsigned vector, std::uint16_t handler)
 {
-    small.place(vector * 4U, {handler & 0xffU, handler >> 8U, 0, 0});
+    small.place(vector * 4U, {handler & 0xffU, unsigned{handler} >> 8U, 0, 0});
     // mov $vector, %al; out %al, $0x80; iret
     small.place(handler, {0xb0, vector, 0xe6, 0x80, 0xcf});
 }
