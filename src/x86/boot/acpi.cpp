@@ -14,7 +14,6 @@ namespace vmm::boot {
 namespace {
 
 // ACPI Specification 6.4, "System Description Table Header" and the tables' own sections.
-constexpr std::size_t header_bytes = 36;
 constexpr std::size_t checksum_offset = 9;
 constexpr std::size_t length_offset = 4;
 constexpr std::size_t fadt_bytes = 268;  // Revision 5.
