@@ -159,6 +159,7 @@ struct Cpu : CpuState {
 
     /// The x87 state is live in the host's FPU (native.cpp); `fpu_release()` writes it back.
     bool x87_live{};
+    std::uint8_t x87_pointer_rules{};  ///< See x87.hpp; from CPUID, set on loading.
 
     // --- Surroundings.
     SoftVm& vm;

@@ -7,6 +7,7 @@
 
 #include "x86/soft/block.hpp"
 #include "x86/soft/memory.hpp"
+#include "x86/soft/native.hpp"
 
 namespace vmm::x86::soft {
 
@@ -133,6 +134,7 @@ void SoftVm::enter_guest(Cpu& self) noexcept
 
 void SoftVm::leave_guest(Cpu& self) noexcept
 {
+    fpu_release(self);  // What runs outside of the guest may use the host's FPU.
     self.in_guest.store(false, std::memory_order_seq_cst);
     if (waiters_.load(std::memory_order_seq_cst) != 0) {
         const Lock lock{mutex_};

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/soft/native.hpp"
+
+namespace vmm::x86::soft {
+
+Handler select_native(const Insn& insn, const SelectContext& context, Op& op)
+{
+    Handler handler = nullptr;
+    for (const auto select :
+         {&select_x87, &select_state, &select_bits, &select_masked, &select_vector}) {
+        handler = select(insn, context, op);
+        if (handler != nullptr) {
+            break;
+        }
+    }
+    // VEX is for protected mode.  SDM Vol. 2A "AVX Instruction Exception Specification".
+    if (handler != nullptr && insn.vex && !context.protected_mode) {
+        return &undefined;
+    }
+    return handler;
+}
+
+}  // namespace vmm::x86::soft
