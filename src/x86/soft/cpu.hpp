@@ -153,6 +153,10 @@ struct Cpu : CpuState {
     std::array<std::uint64_t, 3> paging_key{};
     std::array<std::uint64_t, 5> breakpoint_key{};
 
+    /// The instruction took TF away before it could trap (INT n, SYSCALL with TF in FMASK): no
+    /// single-step trap behind it.  The run loop clears it.
+    bool no_step_trap{};
+
     MmioReplay mmio{};
     EngineExit exit{};
     bool exit_pending{};  ///< A handler filled `exit`: the run loop returns it.
