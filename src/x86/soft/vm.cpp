@@ -199,9 +199,6 @@ void SoftVm::take(Cpu& self, std::uint32_t mask) noexcept
             changed_.notify_all();
         }
     }
-    if ((all & request::flush_tlb) != 0) {
-        self.blocks->mapping_changed();
-    }
     if ((all & request::invalidate_code) != 0) {
         take_stale_code(self);
     }
