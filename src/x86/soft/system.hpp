@@ -42,12 +42,19 @@ void sysexit(Cpu& cpu, unsigned operand_size);
 /// are those to be pushed.  Returns false on a triple fault: the vCPU is shut down.
 [[nodiscard]] bool deliver(Cpu& cpu, const Event& event);
 
+/// One attempt of `deliver()`: throws the `Fault` that comes up on the way, and (descriptor.hpp)
+/// `TaskFault` once a task gate has switched.  INT n and its kin, whose faults are the
+/// instruction's own, call this.
+void deliver_once(Cpu& cpu, const Event& event);
+
 /// What the run loop does with a `Fault` thrown by the instruction at `cpu.rip` (already
 /// restored): sets RF as the manual says, CR2, DR6, then `deliver`.
 [[nodiscard]] bool deliver_fault(Cpu& cpu, const Fault& fault);
 
 // --- task.cpp
 enum class TaskSwitch : std::uint8_t { Jump, Call, Iret, Gate };
+/// @param next_rip Saved in the old task's TSS.
+/// @param event What a task gate delivers; its error code is pushed in the new task.
 void switch_task(Cpu& cpu,
                  std::uint16_t tss_selector,
                  TaskSwitch reason,
@@ -61,15 +68,24 @@ void write_cr4(Cpu& cpu, std::uint64_t value);
 void read_msr(Cpu& cpu, std::uint32_t index, std::uint64_t& value, bool& to_user);
 void write_msr(Cpu& cpu, std::uint32_t index, std::uint64_t value, bool& to_user);
 
+/// Completes an RDMSR or WRMSR that left with `EngineExit::Reason::MsrRead` or `MsrWrite`:
+/// EDX:EAX from `cpu.exit.msr_value`, RIP to the next instruction.  `cpu.rip` is still that of the
+/// instruction, `cpu.exit` still what it was.
+void complete_msr(Cpu& cpu);
+
 /// Whether an access to I/O port(s) is allowed (IOPL, TSS bitmap); #GP(0) if not.
 void check_io_permission(Cpu& cpu, std::uint16_t port, unsigned size);
 
 // --- debug.cpp
-/// Instruction breakpoints at cpu.rip: the DR6 bits that match, 0 if none.
+/// Instruction breakpoints at `linear` (CS base + cpu.rip): the DR6 bits that match, 0 if none or
+/// if RFLAGS.RF or a MOV SS before keeps them off.
 [[nodiscard]] std::uint64_t instruction_breakpoint(const Cpu& cpu, std::uint64_t linear) noexcept;
 /// Called by the memory slow path for each access while `cpu.data_breakpoints`: notes hits in
 /// `cpu.pending_debug`.
 void note_data_access(Cpu& cpu, std::uint64_t linear, std::size_t size, bool write) noexcept;
+/// The same for I/O breakpoints: IN, OUT and their string forms call it.  Costs nothing to call
+/// only where `must_single_step()`.
+void note_port_access(Cpu& cpu, std::uint16_t port, unsigned size) noexcept;
 /// Whether the run loop must execute one instruction at a time: TF, breakpoints enabled.
 [[nodiscard]] bool must_single_step(const Cpu& cpu) noexcept;
 
