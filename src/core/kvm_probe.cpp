@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstring>
 #include <system_error>
+#include <vector>
 
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -51,6 +52,20 @@ std::string failed(const char* call)
 {
     return fmt::format("{} on /dev/kvm failed: {}", call,
                        std::error_code{errno, std::system_category()}.message());
+}
+
+/// Gives the vCPU all features the host has: without, its EFER has no LME.
+bool set_cpuid(int kvm, int vcpu) noexcept
+{
+    constexpr std::uint32_t most = 256;
+    // A struct with a flexible array behind it, in memory aligned for both.
+    std::vector<kvm_cpuid_entry2> buffer(most + 1);
+    static_assert(sizeof(kvm_cpuid2) <= sizeof(kvm_cpuid_entry2));
+    // SAFETY: the buffer holds the header and `most` entries.
+    auto* const cpuid = reinterpret_cast<kvm_cpuid2*>(buffer.data());
+    cpuid->nent = most;
+    return ::ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid) == 0 &&
+           ::ioctl(vcpu, KVM_SET_CPUID2, cpuid) == 0;
 }
 
 /// Sets the vCPU to the probe guest's entry; false with errno on failure.
@@ -133,7 +148,7 @@ std::string describe_host_kvm()
     }
     const Mapping area{static_cast<std::size_t>(run_size), PROT_READ | PROT_WRITE, MAP_SHARED,
                        vcpu.get()};
-    if (area.get() == nullptr || !set_entry(vcpu.get())) {
+    if (area.get() == nullptr || !set_cpuid(kvm.get(), vcpu.get()) || !set_entry(vcpu.get())) {
         return failed("setting the vCPU up");
     }
     return run(vcpu.get(), *static_cast<const kvm_run*>(area.get()));

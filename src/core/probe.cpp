@@ -19,7 +19,9 @@
 #include "core/probe_guest.hpp"
 #include "core/vm_core.hpp"
 #include "vmm/kvm.hpp"
+#include "x86/cpuid.hpp"
 #include "x86/soft/native.hpp"
+#include "x86/tsc.hpp"
 
 namespace vmm {
 namespace {
@@ -44,6 +46,7 @@ Result<void> run_probe_guest(Vm& vm)
                                             .size_bytes = core::probe_guest_memory,
                                             .host = memory.get()}));
     VMM_TRY(Vcpu vcpu, vm.create_vcpu(0));
+    VMM_TRY_VOID(vcpu.set_cpuid(x86::supported_cpuid(x86::host_tsc_khz())));
     x86::Sregs sregs = vcpu.sregs();
     sregs.cs.selector = 0;
     sregs.cs.base = 0;
