@@ -6,8 +6,9 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <iterator>
+#include <memory>
 #include <system_error>
-#include <vector>
 
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -57,15 +58,18 @@ std::string failed(const char* call)
 /// Gives the vCPU all features the host has: without, its EFER has no LME.
 bool set_cpuid(int kvm, int vcpu) noexcept
 {
-    constexpr std::uint32_t most = 256;
-    // A struct with a flexible array behind it, in memory aligned for both.
-    std::vector<kvm_cpuid_entry2> buffer(most + 1);
-    static_assert(sizeof(kvm_cpuid2) <= sizeof(kvm_cpuid_entry2));
-    // SAFETY: the buffer holds the header and `most` entries.
-    auto* const cpuid = reinterpret_cast<kvm_cpuid2*>(buffer.data());
-    cpuid->nent = most;
-    return ::ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid) == 0 &&
-           ::ioctl(vcpu, KVM_SET_CPUID2, cpuid) == 0;
+    // Not kvm_cpuid2: its flexible array makes it larger in C++ than in C, and the ioctls' numbers
+    // with it.
+    struct Cpuid {
+        std::uint32_t count;
+        std::uint32_t padding;
+        kvm_cpuid_entry2 entries[256];
+    };
+    constexpr auto get_supported = _IOWR(KVMIO, 0x05, std::uint64_t);
+    constexpr auto set = _IOW(KVMIO, 0x90, std::uint64_t);
+    const auto cpuid = std::make_unique<Cpuid>();
+    cpuid->count = std::size(cpuid->entries);
+    return ::ioctl(kvm, get_supported, cpuid.get()) == 0 && ::ioctl(vcpu, set, cpuid.get()) == 0;
 }
 
 /// Sets the vCPU to the probe guest's entry; false with errno on failure.
