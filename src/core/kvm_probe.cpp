@@ -68,7 +68,7 @@ bool set_cpuid(int kvm, int vcpu) noexcept
     constexpr auto get_supported = _IOWR(KVMIO, 0x05, std::uint64_t);
     constexpr auto set = _IOW(KVMIO, 0x90, std::uint64_t);
     const auto cpuid = std::make_unique<Cpuid>();
-    cpuid->count = std::size(cpuid->entries);
+    cpuid->count = static_cast<std::uint32_t>(std::size(cpuid->entries));
     return ::ioctl(kvm, get_supported, cpuid.get()) == 0 && ::ioctl(vcpu, set, cpuid.get()) == 0;
 }
 
