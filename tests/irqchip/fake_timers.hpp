@@ -55,6 +55,7 @@ public:
                 }
                 now_ns_ = std::max(now_ns_, *first->deadline_);
                 first->deadline_.reset();
+                ++expiries_;
                 call = first->on_expiry_;
             }
             call();
@@ -78,6 +79,13 @@ public:
         return static_cast<std::size_t>(
             std::count_if(timers_.begin(), timers_.end(),
                           [](const FakeTimer* t) { return t->deadline_.has_value(); }));
+    }
+
+    /// How many timers have expired so far.
+    [[nodiscard]] std::size_t expiries() const
+    {
+        const std::lock_guard lock{mutex_};
+        return expiries_;
     }
 
 private:
@@ -132,6 +140,7 @@ private:
 
     mutable std::mutex mutex_;
     std::uint64_t now_ns_;
+    std::size_t expiries_{};
     std::vector<FakeTimer*> timers_;
 };
 

@@ -222,17 +222,17 @@ void Irqchip::pic_acknowledged(std::uint16_t pins) noexcept
 
 void Irqchip::notify(ChipId chip, std::uint32_t pin) noexcept
 {
-    const auto gsi = routing_.gsi_of(chip, pin);
-    if (!gsi) {
-        return;
-    }
     std::shared_ptr<const std::vector<Notifier>> notifiers;
     {
         const std::lock_guard lock{mutex_};
         notifiers = notifiers_;
     }
     for (const Notifier& notifier : *notifiers) {
-        if (notifier.gsi == *gsi) {
+        const RoutingTable::Routes routes = routing_.find(notifier.gsi);
+        const bool leads_here = std::any_of(routes.begin(), routes.end(), [&](const GsiRoute& r) {
+            return r.type == GsiRouteType::Irqchip && r.chip == chip && r.pin == pin;
+        });
+        if (leads_here) {
             notifier.call();
         }
     }

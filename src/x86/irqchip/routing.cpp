@@ -118,15 +118,6 @@ RoutingTable::Routes RoutingTable::find(std::uint32_t gsi) const noexcept
     return found;
 }
 
-std::optional<std::uint32_t> RoutingTable::gsi_of(ChipId chip, std::uint32_t pin) const noexcept
-{
-    const std::shared_lock lock{mutex_};
-    const auto route = std::find_if(routes_.begin(), routes_.end(), [&](const GsiRoute& r) {
-        return r.type == GsiRouteType::Irqchip && r.chip == chip && r.pin == pin;
-    });
-    return route == routes_.end() ? std::nullopt : std::optional{route->gsi};
-}
-
 std::vector<GsiRoute> RoutingTable::all() const
 {
     const std::shared_lock lock{mutex_};

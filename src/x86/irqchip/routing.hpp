@@ -8,7 +8,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <shared_mutex>
 #include <span>
 #include <vector>
@@ -47,9 +46,6 @@ public:
     Result<void> replace(std::span<const GsiRoute> routes);
 
     [[nodiscard]] Routes find(std::uint32_t gsi) const noexcept;
-    /// The GSI that leads to a pin.
-    [[nodiscard]] std::optional<std::uint32_t> gsi_of(ChipId chip,
-                                                      std::uint32_t pin) const noexcept;
     [[nodiscard]] std::vector<GsiRoute> all() const;
 
 private:
