@@ -213,6 +213,6 @@ if [[ $mode == shell ]]; then
     "$program" --kernel "$kernel" --initrd "$work/initrd" --append "$append" "${options[@]}" || status=$?
 else
     "$program" --kernel "$kernel" --initrd "$work/initrd" --append "$append" "${options[@]}" \
-        </dev/null || status=$?
+        --no-reboot </dev/null || status=$?
 fi
 exit "$status"

@@ -163,7 +163,7 @@ Result<int> boot(const Options& options)
         console.attach(machine.get());
         const Outcome outcome = machine->run();
         console.attach(nullptr);
-        if (outcome.kind != Outcome::Kind::Reset || console.saw_panic()) {
+        if (outcome.kind != Outcome::Kind::Reset || !options.reboot || console.saw_panic()) {
             console.close();
             return status_of(outcome, console.saw_panic());
         }

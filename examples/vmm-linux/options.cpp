@@ -12,12 +12,13 @@ namespace vmm_linux {
 
 const char* const usage =
     "usage: vmm-linux --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--cpus N]\n"
-    "                 [--engine auto|soft|kvm|svm|vmx]\n"
+    "                 [--engine auto|soft|kvm|svm|vmx] [--no-reboot]\n"
     "\n"
     "Boots a Linux kernel (bzImage, ELF vmlinux or PVH) with its console on this terminal.\n"
     "  --append   kernel command line (default: console=ttyS0)\n"
     "  --memory   RAM, with suffix K, M or G (default: 512M)\n"
     "  --cpus     1 to 255 (default: 1)\n"
+    "  --no-reboot   a guest that resets ends the program, with status 0\n"
     "Ctrl-A x quits, Ctrl-A h lists the other keys.\n"
     "\n"
     "Exit status: 0 power-off; what the guest wrote to port 0xf4; 1 it cannot run; 2 wrong usage;\n"
@@ -128,6 +129,10 @@ Result<Options> parse_options(int argc, char** argv)
         if (argument == "--help" || argument == "-h") {
             options.help = true;
             return options;
+        }
+        if (argument == "--no-reboot") {
+            options.reboot = false;
+            continue;
         }
         const std::size_t equals = argument.find('=');
         const bool attached = argument.substr(0, 2) == "--" && equals != std::string_view::npos;

@@ -16,6 +16,7 @@ struct Options {
     std::uint64_t memory_bytes{512U << 20U};
     std::uint32_t cpus{1};
     vmm::Engine engine{vmm::Engine::Auto};
+    bool reboot{true};  ///< A guest that resets boots anew; clear: that ends the program.
     bool help{};
 };
 
