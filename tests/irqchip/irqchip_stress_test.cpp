@@ -9,6 +9,7 @@
 #include <cstring>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -251,6 +252,78 @@ TEST(IrqchipThreads, NoInterruptIsLost)
         }
     }
     EXPECT_EQ(total, senders * rounds);
+}
+
+/// Legacy interrupts: a device on IRQ 3 that waits for each to be taken, and the PIT on IRQ 0 with
+/// reinjection, both through the PIC.
+TEST(IrqchipThreads, NoPicInterruptIsLost)
+{
+    constexpr unsigned rounds = 2'000;
+    constexpr std::uint8_t base = 0x20;
+
+    FakeTimers timers;
+    Irqchip chip{timers};
+    WaitingVcpu sink;
+    const auto apic = chip.create_lapic(0, sink, {});
+    const auto out = [&](std::uint16_t port, unsigned value) {
+        auto byte = static_cast<std::uint8_t>(value);
+        static_cast<void>(chip.port_write(Port{port}, bytes_of(byte)));
+    };
+    for (const unsigned icw : {0x20U, 0x04U, 0x01U}) {
+        if (icw == 0x20U) {
+            out(0x20, 0x11);
+        }
+        out(0x21, icw);
+    }
+    const auto pit = chip.create_pit();
+    for (const auto& [offset, value] : {std::pair{3U, 0x34U}, {0U, 0xa9U}, {0U, 0x04U}}) {
+        const std::byte byte{static_cast<std::uint8_t>(value)};
+        pit->write(offset, {&byte, 1});
+    }
+
+    std::array<std::atomic<unsigned>, 8> taken{};
+    std::atomic<bool> stop{false};
+    std::thread vcpu{[&] {
+        while (!stop.load()) {
+            const unsigned seen = sink.kicks.load(std::memory_order_acquire);
+            if (!apic->has_interrupt()) {
+                if (!stop.load()) {
+                    sink.kicks.wait(seen);
+                }
+                continue;
+            }
+            const auto vector = apic->acknowledge();
+            if (!vector || *vector < base || *vector >= base + 8) {
+                continue;
+            }
+            out(0x20, 0x60U | (*vector - base));
+            taken.at(*vector - base).fetch_add(1);
+            taken.at(*vector - base).notify_all();
+        }
+    }};
+    std::thread device{[&] {
+        for (unsigned i = 0; i < rounds; ++i) {
+            const unsigned before = taken[3].load();
+            chip.set_line(3, 1, true);
+            chip.set_line(3, 1, false);
+            taken[3].wait(before);
+        }
+    }};
+    for (unsigned i = 1; i <= rounds; ++i) {
+        timers.advance(1'000'000);  // A little more than a tick.
+        unsigned count = taken[0].load();
+        while (count < i) {
+            taken[0].wait(count);
+            count = taken[0].load();
+            timers.advance(0);  // Ticks that wait for their turn.
+        }
+    }
+    device.join();
+    stop.store(true);
+    sink.kick();
+    vcpu.join();
+    EXPECT_EQ(taken[3].load(), rounds);
+    EXPECT_GE(taken[0].load(), rounds);
 }
 
 }  // namespace
