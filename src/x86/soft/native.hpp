@@ -114,6 +114,10 @@ struct ThunkSpec {
 /// Raises #UD.
 [[nodiscard]] const Op* undefined(Cpu& cpu, const Op* op);
 
+/// VEX.W as it is in the bytes.  `Insn::rex_w` is clear in 16- and 32-bit code, where W does not
+/// change the size of general registers but still tells vector instructions apart.
+[[nodiscard]] bool vex_wide(const Insn& insn) noexcept;
+
 // --- Selection by part; null for what is not theirs.
 [[nodiscard]] Handler select_vector(const Insn& insn, const SelectContext& context, Op& op);
 [[nodiscard]] Handler select_masked(const Insn& insn, const SelectContext& context, Op& op);

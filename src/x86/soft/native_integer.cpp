@@ -29,17 +29,18 @@ struct BitsForm {
     FlagUse flags;
 };
 
-// One line each.  MOVBE and CRC32, whose operands are special, are in select_special().
+// One line each.  Flags that the manuals leave undefined are as the host makes them, many from the
+// flags before.  MOVBE and CRC32, whose operands are special, are in select_special().
 constexpr BitsForm forms[] = {
     {Isa::Popcnt, false, OpcodeMap::Map0F, 0xb8, 2, false, false, FlagUse::Out},
-    {Isa::Bmi1, false, OpcodeMap::Map0F, 0xbc, 2, false, false, FlagUse::Out},
-    {Isa::Lzcnt, false, OpcodeMap::Map0F, 0xbd, 2, false, false, FlagUse::Out},
+    {Isa::Bmi1, false, OpcodeMap::Map0F, 0xbc, 2, false, false, FlagUse::InOut},
+    {Isa::Lzcnt, false, OpcodeMap::Map0F, 0xbd, 2, false, false, FlagUse::InOut},
     {Isa::Adx, false, OpcodeMap::Map0F38, 0xf6, 1, false, false, FlagUse::InOut},
     {Isa::Adx, false, OpcodeMap::Map0F38, 0xf6, 2, false, false, FlagUse::InOut},
-    {Isa::Bmi1, true, OpcodeMap::Map0F38, 0xf2, 0, true, false, FlagUse::Out},    // ANDN
-    {Isa::Bmi1, true, OpcodeMap::Map0F38, 0xf3, 0, false, true, FlagUse::Out},    // BLSR …
-    {Isa::Bmi1, true, OpcodeMap::Map0F38, 0xf7, 0, true, false, FlagUse::Out},    // BEXTR
-    {Isa::Bmi2, true, OpcodeMap::Map0F38, 0xf5, 0, true, false, FlagUse::Out},    // BZHI
+    {Isa::Bmi1, true, OpcodeMap::Map0F38, 0xf2, 0, true, false, FlagUse::InOut},  // ANDN
+    {Isa::Bmi1, true, OpcodeMap::Map0F38, 0xf3, 0, false, true, FlagUse::InOut},  // BLSR …
+    {Isa::Bmi1, true, OpcodeMap::Map0F38, 0xf7, 0, true, false, FlagUse::InOut},  // BEXTR
+    {Isa::Bmi2, true, OpcodeMap::Map0F38, 0xf5, 0, true, false, FlagUse::InOut},  // BZHI
     {Isa::Bmi2, true, OpcodeMap::Map0F38, 0xf5, 2, true, false, FlagUse::None},   // PEXT
     {Isa::Bmi2, true, OpcodeMap::Map0F38, 0xf5, 3, true, false, FlagUse::None},   // PDEP
     {Isa::Bmi2, true, OpcodeMap::Map0F38, 0xf6, 3, false, true, FlagUse::None},   // MULX

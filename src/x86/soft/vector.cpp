@@ -142,7 +142,7 @@ constexpr std::uint8_t mmx_store = 8;
 constexpr std::uint8_t mmx_fp = 16;
 constexpr std::uint8_t mmx_xmm = 32;
 constexpr std::uint8_t mmx_aligned = 64;
-constexpr std::uint8_t mmx_none = 128;  // Leaves the x87 state alone: CVTPI2PD from memory.
+constexpr std::uint8_t mmx_none = 128;  // Leaves the x87 state alone.
 
 void mark_mmx_written(Cpu& cpu, std::uint16_t offset) noexcept
 {
@@ -298,10 +298,10 @@ ThunkSpec spec_of(const Insn& insn,
     if (has_general || has(vector_flag::wide)) {
         spec.wide = insn.rex_w && is_64;  // Without effect in 16- and 32-bit code.
     } else {
-        spec.wide = insn.vex && insn.rex_w;
+        spec.wide = insn.vex && vex_wide(insn);
     }
     spec.long_vector = insn.vex && insn.vex_l != 0;
-    spec.modrm = insn.group;
+    spec.modrm = parts.reg == Slot::None ? insn.group : std::uint8_t{0};
     spec.has_immediate = has(vector_flag::imm);
     spec.implicit_xmm0 = has(vector_flag::xmm0);
     spec.is4 = has(vector_flag::is4);
@@ -370,7 +370,8 @@ Handler select_mmx(const Insn& insn, const VectorLine& line, const FormParts& pa
     if (alignment_of(insn, line) != 0) {
         how |= mmx_aligned;
     }
-    if (insn.map == OpcodeMap::Map0F && insn.opcode == 0x2a && insn.pp == 1 && !is_register) {
+    // CVTPI2PD from memory, by the manuals; CVTPI2PS on AMD's processors.
+    if (insn.map == OpcodeMap::Map0F && insn.opcode == 0x2a && !is_register) {
         how |= mmx_none;
     }
     op.extra = static_cast<std::uint8_t>(how);
@@ -417,6 +418,7 @@ Handler select_vector(const Insn& insn, const SelectContext& context, Op& op)
         return nullptr;
     }
     const FormParts parts = parts_of(line->form);
+    op.memory_size = static_cast<std::uint8_t>(std::min<unsigned>(insn.memory_size, 0xff));
     Operands operands;
     const bool is_64 = context.code_size == CodeSize::Bits64;
     const ThunkSpec spec = spec_of(insn, *line, parts, is_64, operands);

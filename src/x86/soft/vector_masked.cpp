@@ -274,7 +274,7 @@ Handler select_gather(const Insn& insn, bool is_64, Op& op)
     if (insn.reg == index || insn.reg == insn.vvvv || index == insn.vvvv) {
         return &undefined;
     }
-    const GatherShape shape{(insn.opcode & 1U) != 0, insn.rex_w, insn.vex_l != 0, sib >> 6U};
+    const GatherShape shape{(insn.opcode & 1U) != 0, vex_wide(insn), insn.vex_l != 0, sib >> 6U};
     const Operands operands{vector_offset(insn.reg), vector_offset(index), vector_offset(insn.vvvv),
                             shape.packed()};
     op.immediate = operands.packed();
@@ -336,7 +336,7 @@ Handler select_masked(const Insn& insn, const SelectContext& context, Op& op)
     if ((!is_fp && !is_integer) || insn.mod == 3) {
         return nullptr;
     }
-    const bool wide = is_fp ? (opcode & 1U) != 0 : insn.rex_w;
+    const bool wide = is_fp ? (opcode & 1U) != 0 : vex_wide(insn);
     const bool is_store = opcode == 0x2e || opcode == 0x2f || opcode == 0x8e;
     op.extra = static_cast<std::uint8_t>((wide ? 1U : 0U) | (is_store ? 2U : 0U) |
                                          (insn.vex_l != 0 ? 4U : 0U));

@@ -123,25 +123,32 @@ bool x87_pending(const Cpu& cpu) noexcept
     return (fsw & ~fcw & x87_exceptions) != 0;
 }
 
+void x87_set_top(FpuRegisters& fpu, unsigned top) noexcept
+{
+    const unsigned fsw = x87_image::get<std::uint16_t>(fpu, x87_image::fsw);
+    const unsigned distance = ((fsw >> 11U) - top) & 7U;
+    if (distance != 0) {
+        std::array<std::byte, st_bytes> moved{};
+        for (unsigned number = 0; number < 8; ++number) {
+            std::memcpy(moved.data() + std::size_t{(number + distance) & 7U} * 16U,
+                        fpu.x87.data() + x87_image::st + std::size_t{number} * 16U, 16);
+        }
+        std::memcpy(fpu.x87.data() + x87_image::st, moved.data(), moved.size());
+    }
+    x87_image::set(fpu, x87_image::fsw,
+                   static_cast<std::uint16_t>((fsw & ~0x3800U) | ((top & 7U) << 11U)));
+}
+
 void x87_initialise(FpuRegisters& fpu) noexcept
 {
+    x87_set_top(fpu, 0);
     std::memset(fpu.x87.data(), 0, x87_image::mxcsr);
     x87_image::set<std::uint16_t>(fpu, x87_image::fcw, x87_initial_fcw);
 }
 
 void mmx_enter(FpuRegisters& fpu) noexcept
 {
-    const unsigned fsw = x87_image::get<std::uint16_t>(fpu, x87_image::fsw);
-    const unsigned top = (fsw >> 11U) & 7U;
-    if (top != 0) {
-        std::array<std::byte, st_bytes> physical{};
-        for (unsigned number = 0; number < 8; ++number) {
-            std::memcpy(physical.data() + std::size_t{(number + top) & 7U} * 16U,
-                        fpu.x87.data() + x87_image::st + std::size_t{number} * 16U, 16);
-        }
-        std::memcpy(fpu.x87.data() + x87_image::st, physical.data(), physical.size());
-    }
-    x87_image::set<std::uint16_t>(fpu, x87_image::fsw, static_cast<std::uint16_t>(fsw & ~0x3800U));
+    x87_set_top(fpu, 0);
     x87_image::set<std::uint8_t>(fpu, x87_image::ftw, 0xff);
 }
 

@@ -60,6 +60,9 @@ void fpu_load_live(Cpu& cpu) noexcept;
 /// Whether an unmasked exception is waiting to be signalled.
 [[nodiscard]] bool x87_pending(const Cpu& cpu) noexcept;
 
+/// Changes TOP.  The image has the registers as ST0 … ST7: they move.  @pre not live.
+void x87_set_top(FpuRegisters& fpu, unsigned top) noexcept;
+
 /// FNINIT.  The registers' contents stay, tagged empty.  @pre not live.
 void x87_initialise(FpuRegisters& fpu) noexcept;
 

@@ -149,6 +149,7 @@ void read_environment(FpuRegisters& fpu, std::uint8_t how, const Area& area) noe
             fop = high;
         }
     }
+    x87_set_top(fpu, (fsw >> 11U) & 7U);
     x87_image::set(fpu, x87_image::fcw, fcw);
     x87_image::set(fpu, x87_image::fsw, static_cast<std::uint16_t>(fsw));
     x87_image::set(fpu, x87_image::ftw, static_cast<std::uint8_t>(present));
