@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "x86/soft/cpu.hpp"
+#include "x86/soft/dispatch.hpp"
 #include "x86/soft/fault.hpp"
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
@@ -87,6 +88,15 @@ struct Operands {
     }
     op.aux = reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(thunk));
     return handler;
+}
+
+/// A handler of a function that does all the work: its locals are gone when the next handler is
+/// jumped to (dispatch.hpp).  @pre `body` is not inlined.
+template <void (*body)(Cpu&, const Op*)>
+const Op* body_then_next(Cpu& cpu, const Op* op)
+{
+    body(cpu, op);
+    return next(cpu, op);
 }
 
 /// The host address of `size` bytes at `linear` if the TLB has it, or null.  Never throws.

@@ -151,7 +151,7 @@ void mark_mmx_written(Cpu& cpu, std::uint16_t offset) noexcept
 
 /// An instruction with an MMX operand: the x87 state becomes MMX state.  SDM Vol. 3A "Effect of
 /// the MMX, x87 FPU, FXSAVE, and FXRSTOR Instructions on the x87 FPU Tag Word".
-const Op* execute_mmx(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void execute_mmx(Cpu& cpu, const Op* op)
 {
     using namespace native_detail;
     const std::uint8_t how = op->extra;
@@ -208,7 +208,6 @@ const Op* execute_mmx(Cpu& cpu, const Op* op)
     if ((how & mmx_writes_rm) != 0) {
         mark_mmx_written(cpu, operands.rm);
     }
-    return next(cpu, op);
 }
 
 const Op* emms(Cpu& cpu, const Op* op)
@@ -375,7 +374,7 @@ Handler select_mmx(const Insn& insn, const VectorLine& line, const FormParts& pa
         how |= mmx_none;
     }
     op.extra = static_cast<std::uint8_t>(how);
-    return &execute_mmx;
+    return &body_then_next<&execute_mmx>;
 }
 
 template <Unit unit, MemoryUse memory>

@@ -158,7 +158,7 @@ const Op* maskmovdqu(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
-const Op* maskmovq(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void maskmovq(Cpu& cpu, const Op* op)
 {
     using namespace native_detail;
     if ((cpu.cr0 & cr0_em) != 0) {
@@ -179,7 +179,6 @@ const Op* maskmovq(Cpu& cpu, const Op* op)
     store_bytes(cpu, op, image + (operands.reg - fpu_offset()),
                 image + (operands.rm - fpu_offset()), 8);
     cpu.fpu = after;
-    return next(cpu, op);
 }
 
 // --- Gathers.
@@ -305,7 +304,7 @@ Handler select_maskmov(const Insn& insn, const SelectContext& context, Op& op)
         operands.reg = mmx_offset(insn.reg);
         operands.rm = mmx_offset(insn.rm);
         op.immediate = operands.packed();
-        return &maskmovq;
+        return &body_then_next<&maskmovq>;
     }
     operands.reg = vector_offset(insn.reg);
     operands.rm = vector_offset(insn.rm);

@@ -338,7 +338,7 @@ void refresh_fcw(Cpu& cpu) noexcept
     x87_image::set(cpu.fpu, x87_image::fcw, value);
 }
 
-const Op* fldcw(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void fldcw(Cpu& cpu, const Op* op)
 {
     check_available(cpu);
     check_pending(cpu);
@@ -347,7 +347,6 @@ const Op* fldcw(Cpu& cpu, const Op* op)
     make_live(cpu);
     asm volatile("fldcw %0" : : "m"(value));
     refresh_fcw(cpu);  // The host knows which bits are fixed.
-    return next(cpu, op);
 }
 
 const Op* fnstcw(Cpu& cpu, const Op* op)
@@ -513,7 +512,7 @@ Handler select_register_form(const Insn& insn, Op& op)
 Handler select_special(const Insn& insn, const SelectContext& context, Op& op)
 {
     if (insn.opcode == 0xd9 && insn.group == 5) {
-        return &fldcw;
+        return &body_then_next<&fldcw>;
     }
     if (insn.opcode == 0xd9 && insn.group == 7) {
         return &fnstcw;

@@ -167,7 +167,7 @@ void check_nm(const Cpu& cpu)
 }
 
 /// FNSTENV, FNSAVE.  Not waiting: pending exceptions are saved, not raised.
-const Op* store_environment(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void store_environment(Cpu& cpu, const Op* op)
 {
     check_nm(cpu);
     const std::uint8_t how = op->extra;
@@ -193,11 +193,10 @@ const Op* store_environment(Cpu& cpu, const Op* op)
         const auto fsw = x87_image::get<std::uint16_t>(cpu.fpu, x87_image::fsw);
         x87_image::set(cpu.fpu, x87_image::fsw, static_cast<std::uint16_t>(fsw & 0x7f7fU));
     }
-    return next(cpu, op);
 }
 
 /// FLDENV, FRSTOR.
-const Op* load_environment(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void load_environment(Cpu& cpu, const Op* op)
 {
     check_nm(cpu);
     if (x87_pending(cpu)) {
@@ -217,7 +216,6 @@ const Op* load_environment(Cpu& cpu, const Op* op)
             std::memset(st + 10, 0, 6);
         }
     }
-    return next(cpu, op);
 }
 
 }  // namespace
@@ -232,7 +230,8 @@ Handler select_x87_environment(const Insn& insn, const SelectContext& context, O
         how |= with_registers;
     }
     op.extra = static_cast<std::uint8_t>(how);
-    return insn.group == 4 ? &load_environment : &store_environment;
+    return insn.group == 4 ? &body_then_next<&load_environment>
+                           : &body_then_next<&store_environment>;
 }
 
 }  // namespace vmm::x86::soft

@@ -218,7 +218,7 @@ private:
 
 // --- FXSAVE, FXRSTOR.  Op::extra, here and below: REX.W, which makes FIP and FDP 64 bits wide.
 
-const Op* fxsave(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void fxsave(Cpu& cpu, const Op* op)
 {
     check_fxsave(cpu);
     const std::uint64_t linear = aligned_address(cpu, *op, legacy_size, Access::Write, 16);
@@ -233,7 +233,7 @@ const Op* fxsave(Cpu& cpu, const Op* op)
         to.probe(x87_image::xmm);
         to.write(0, area.data(), x87_image::mxcsr);
         to.write(x87_image::st, area.data() + x87_image::st, st_size);
-        return next(cpu, op);
+        return;
     }
     put_mxcsr(cpu.fpu, area);
     const std::size_t count = register_count(cpu);
@@ -241,10 +241,9 @@ const Op* fxsave(Cpu& cpu, const Op* op)
     const std::size_t size = x87_image::xmm + 16 * count;
     to.probe(size);
     to.write(0, area.data(), size);
-    return next(cpu, op);
 }
 
-const Op* fxrstor(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void fxrstor(Cpu& cpu, const Op* op)
 {
     check_fxsave(cpu);
     const std::uint64_t linear = aligned_address(cpu, *op, legacy_size, Access::Read, 16);
@@ -263,7 +262,6 @@ const Op* fxrstor(Cpu& cpu, const Op* op)
         narrow_pointers(area, true);
     }
     take_x87(cpu.fpu, area);
-    return next(cpu, op);
 }
 
 // --- XSAVE and kin.
@@ -312,7 +310,7 @@ std::uint64_t in_use(const FpuRegisters& fpu) noexcept
 }
 
 template <bool optimised>
-const Op* xsave_standard(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void xsave_standard(Cpu& cpu, const Op* op)
 {
     check_xsave(cpu);
     const std::uint64_t mask = requested(cpu, cpu.xcr0);
@@ -327,11 +325,10 @@ const Op* xsave_standard(Cpu& cpu, const Op* op)
     write_components(cpu, *op, to, optimised ? mask & used : mask, mxcsr);
     saved = (saved & ~mask) | (mask & used);
     to.write(legacy_size, &saved, sizeof(saved));
-    return next(cpu, op);
 }
 
 template <bool supervisor>
-const Op* xsave_compacted(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void xsave_compacted(Cpu& cpu, const Op* op)
 {
     check_xsave(cpu);
     if (supervisor && cpu.cpl != 0) {
@@ -346,7 +343,6 @@ const Op* xsave_compacted(Cpu& cpu, const Op* op)
     write_components(cpu, *op, to, used, (used & sse_component) != 0);
     const std::array<std::uint64_t, 2> header{used, mask | compacted};
     to.write(legacy_size, header.data(), sizeof(header));
-    return next(cpu, op);
 }
 
 /// What XRSTOR has read, before anything is committed.
@@ -387,7 +383,7 @@ void commit(Cpu& cpu, const Restore& from)
 }
 
 template <bool supervisor>
-const Op* xrstor(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void xrstor(Cpu& cpu, const Op* op)
 {
     check_xsave(cpu);
     if (supervisor && cpu.cpl != 0) {
@@ -434,7 +430,6 @@ const Op* xrstor(Cpu& cpu, const Op* op)
     }
     fpu_release(cpu);
     commit(cpu, from);
-    return next(cpu, op);
 }
 
 // --- LDMXCSR, STMXCSR, fences.
@@ -483,13 +478,13 @@ const Op* store_fence(Cpu& cpu, const Op* op)
 Handler select_memory_form(const Insn& insn)
 {
     switch (insn.group) {
-    case 0: return &fxsave;
-    case 1: return &fxrstor;
+    case 0: return &body_then_next<&fxsave>;
+    case 1: return &body_then_next<&fxrstor>;
     case 2: return insn.vex ? &ldmxcsr<Unit::Avx> : &ldmxcsr<Unit::Sse>;
     case 3: return insn.vex ? &stmxcsr<Unit::Avx> : &stmxcsr<Unit::Sse>;
-    case 4: return &xsave_standard<false>;
-    case 5: return &xrstor<false>;
-    case 6: return &xsave_standard<true>;
+    case 4: return &body_then_next<&xsave_standard<false>>;
+    case 5: return &body_then_next<&xrstor<false>>;
+    case 6: return &body_then_next<&xsave_standard<true>>;
     default: return nullptr;
     }
 }
@@ -511,9 +506,9 @@ Handler select_state(const Insn& insn, const SelectContext& context, Op& op)
     op.extra = insn.rex_w && context.code_size == CodeSize::Bits64 ? 1 : 0;
     if (insn.opcode == 0xc7 && insn.mod != 3) {
         switch (insn.group) {
-        case 3: return &xrstor<true>;
-        case 4: return &xsave_compacted<false>;
-        case 5: return &xsave_compacted<true>;
+        case 3: return &body_then_next<&xrstor<true>>;
+        case 4: return &body_then_next<&xsave_compacted<false>>;
+        case 5: return &body_then_next<&xsave_compacted<true>>;
         default: return nullptr;
         }
     }
