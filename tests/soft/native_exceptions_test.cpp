@@ -27,6 +27,7 @@ int vector_of(NativeMachine& machine, const Bytes& code)
 {
     const Outcome outcome = machine.run(code);
     EXPECT_TRUE(outcome.selected);
+    fpu_release(machine.cpu);
     return outcome.fault ? static_cast<int>(outcome.fault->vector) : -1;
 }
 
@@ -161,8 +162,38 @@ TEST(NativeMxcsr, TheHostsOwnIsLeftAlone)
     for (const std::uint32_t guest : {0xffffU, 0x7f80U, 0x0000U, 0xffff'ffffU}) {
         cpu.fpu.mxcsr = guest;
         machine.run(divps);
+        fpu_release(cpu);
         EXPECT_EQ(host_mxcsr(), before);
     }
+}
+
+TEST(NativeMxcsr, StaysInTheHostBetweenInstructions)
+{
+    NativeMachine machine;
+    Cpu& cpu = machine.cpu;
+    const std::uint32_t before = host_mxcsr();
+    fill(cpu, 1, 1.0F);
+    fill(cpu, 2, 3.0F);
+    cpu.fpu.mxcsr = 0x5f80;  // Rounds up.
+    machine.run(divps);
+    EXPECT_TRUE(cpu.mxcsr_live);
+    EXPECT_EQ(lane<std::uint32_t>(cpu, 1, 0), 0x3eaa'aaabU);
+    // What reads and changes it sees the flags.
+    cpu.gpr[Rbx] = data_gpa;
+    machine.run({0x0f, 0xae, 0x1b});  // STMXCSR
+    EXPECT_EQ(machine.get<std::uint32_t>(data_gpa), 0x5fa0U);
+    fill(cpu, 1, 1.0F);
+    machine.put<std::uint32_t>(data_gpa, 0x3f80);  // Rounds down.
+    machine.run(divps);
+    machine.run({0x0f, 0xae, 0x13});  // LDMXCSR
+    fill(cpu, 1, 1.0F);
+    machine.run(divps);
+    EXPECT_EQ(lane<std::uint32_t>(cpu, 1, 0), 0x3eaa'aaaaU);
+    // Outside of the guest, the host has its own.
+    machine.vm.leave_guest(cpu);
+    EXPECT_EQ(host_mxcsr(), before);
+    EXPECT_EQ(cpu.fpu.mxcsr, 0x3fa0U);
+    machine.vm.enter_guest(cpu);
 }
 
 TEST(NativeMxcsr, LdmxcsrRefusesReservedBits)

@@ -110,6 +110,32 @@ struct MmioReplay {
     }
 };
 
+/// Where code at a linear address was found last, for jumps whose target is not in the block.
+struct JumpEntry {
+    std::uint64_t tag{};  ///< RIP, salted (`Chain::salt`).
+    const Op* first{};    ///< Of the block.  Never null.
+};
+
+/// How one block finds the next without the run loop (block.cpp).
+struct Chain {
+    static constexpr std::size_t table_size = 4096;
+
+    JumpEntry* table{};         ///< `table_size` entries: those of the current mode.
+    std::uint64_t salt{};       ///< Changes when all entries become stale.
+    const Op* unlinked{};       ///< A branch that could go to its target directly next time.
+    std::uintptr_t floor{};     ///< Host stack pointer below which blocks return to the run loop.
+};
+
+/// Data of IN, OUT and their string forms on the way to or from the caller.
+struct PortIo {
+    std::array<std::byte, 4096> buffer{};
+    std::uint16_t port{};
+    std::uint8_t size{};
+    std::uint32_t count{};  ///< Elements in `buffer` that the caller is to fill, or has filled.
+    bool waiting{};         ///< The caller is filling `buffer`.
+    bool answered{};        ///< The caller has: the instruction is executed again and takes it.
+};
+
 /// Bits of `Cpu::requests`.
 namespace request {
 inline constexpr std::uint32_t exit = 1U << 0U;             ///< Return `Interrupted`.
@@ -157,12 +183,17 @@ struct Cpu : CpuState {
     /// single-step trap behind it.  The run loop clears it.
     bool no_step_trap{};
 
+    Chain chain{};
     MmioReplay mmio{};
+    PortIo port_io{};
     EngineExit exit{};
     bool exit_pending{};  ///< A handler filled `exit`: the run loop returns it.
 
     /// The x87 state is live in the host's FPU (native.cpp); `fpu_release()` writes it back.
     bool x87_live{};
+    /// MXCSR is in the host's, too: the flags in `fpu.mxcsr` are stale, the other bits are not.
+    bool mxcsr_live{};
+    std::uint32_t host_mxcsr{};         ///< While `mxcsr_live`: the host's own.
     std::uint8_t x87_pointer_rules{};  ///< See x87.hpp; from CPUID, set on loading.
 
     // --- Surroundings.

@@ -43,16 +43,17 @@ void to_xsave(const CpuState& state, Xsave& xsave) noexcept;
 /// header bytes or reserved bits in MXCSR.
 [[nodiscard]] Result<void> from_xsave(CpuState& state, const Xsave& xsave);
 
-// --- The guest's x87 state in the host's FPU.
+// --- The guest's x87 state and MXCSR in the host's FPU, where they stay between instructions.
 
-/// Writes the live x87 state back and leaves the host FPU clean.
+/// Writes what is live back and leaves the host's FPU clean, with its own MXCSR.
 void fpu_release_live(Cpu& cpu) noexcept;
 
-/// To be called before anything that may use x87 registers or takes long: callbacks into the core,
-/// the end of `enter()`, whatever may run user code.  Free when nothing is live.
+/// To be called before anything that may use floating point: callbacks into the core, the end of
+/// `enter()`, whatever may run user code or rehash a table.  Free when nothing is live.
+/// `SoftVm::leave_guest()` does it.
 [[gnu::always_inline]] inline void fpu_release(Cpu& cpu) noexcept
 {
-    if (cpu.x87_live) [[unlikely]] {
+    if (cpu.x87_live || cpu.mxcsr_live) [[unlikely]] {
         fpu_release_live(cpu);
     }
 }

@@ -165,4 +165,23 @@ inline constexpr std::uint32_t mxcsr_valid = 0xffff;  ///< What the guest finds 
     asm volatile("ldmxcsr %0" : : "m"(value) : "memory");
 }
 
+/// Has the guest's MXCSR in the host's.  @pre all its exceptions are masked.
+[[gnu::always_inline]] inline void make_mxcsr_live(Cpu& cpu) noexcept
+{
+    if (!cpu.mxcsr_live) [[unlikely]] {
+        cpu.host_mxcsr = host_mxcsr();
+        set_host_mxcsr(cpu.fpu.mxcsr & mxcsr_valid);
+        cpu.mxcsr_live = true;
+    }
+}
+
+inline void release_mxcsr(Cpu& cpu) noexcept
+{
+    if (cpu.mxcsr_live) {
+        cpu.fpu.mxcsr = host_mxcsr();
+        set_host_mxcsr(cpu.host_mxcsr);
+        cpu.mxcsr_live = false;
+    }
+}
+
 }  // namespace vmm::x86::soft

@@ -31,15 +31,9 @@ template <bool fp>
     const std::uint64_t extra =
         flags != 0 ? flags : reinterpret_cast<std::uintptr_t>(register_at(cpu, operands.extra));
     if constexpr (fp) {
-        const std::uint32_t host = host_mxcsr();
-        set_host_mxcsr(cpu.fpu.mxcsr & mxcsr_valid);
-        const std::uint64_t result = thunk(reg, rm, vvvv, cpu.gpr.data(), extra);
-        cpu.fpu.mxcsr = host_mxcsr();
-        set_host_mxcsr(host);
-        return result;
-    } else {
-        return thunk(reg, rm, vvvv, cpu.gpr.data(), extra);
+        make_mxcsr_live(cpu);
     }
+    return thunk(reg, rm, vvvv, cpu.gpr.data(), extra);
 }
 
 std::uint64_t run_unmasked(Cpu& cpu, const Op* op, std::byte* rm, bool is_memory);

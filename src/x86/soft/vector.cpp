@@ -59,6 +59,7 @@ struct Saved {
 /// and looks at what happened.  (An unmasked underflow with an exact result goes unnoticed.)
 std::uint64_t run_unmasked(Cpu& cpu, const Op* op, std::byte* rm, bool is_memory)
 {
+    release_mxcsr(cpu);
     const Operands operands = Operands::of(*op);
     const Saved reg{cpu, operands.reg};
     const Saved other{cpu, is_memory ? operands.reg : operands.rm};
@@ -194,11 +195,13 @@ void mark_mmx_written(Cpu& cpu, std::uint16_t offset) noexcept
             write_slow(cpu, segment, linear, buffer.data(), size);
         }
     } catch (const Fault&) {
+        fpu_release(cpu);
         const std::uint32_t mxcsr = cpu.fpu.mxcsr;
         cpu.fpu = before;
         cpu.fpu.mxcsr = mxcsr;
         throw;
     } catch (const LeaveForMmio&) {
+        fpu_release(cpu);
         cpu.fpu = before;
         throw;
     }

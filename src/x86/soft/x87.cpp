@@ -97,6 +97,7 @@ void fpu_load_live(Cpu& cpu) noexcept
 
 void fpu_release_live(Cpu& cpu) noexcept
 {
+    release_mxcsr(cpu);
     if (!cpu.x87_live) {
         return;
     }

@@ -443,6 +443,7 @@ const Op* ldmxcsr(Cpu& cpu, const Op* op)
     if ((value & ~mxcsr_valid) != 0) {
         raise(Vector::GP, 0);
     }
+    release_mxcsr(cpu);
     cpu.fpu.mxcsr = value;
     return next(cpu, op);
 }
@@ -452,6 +453,7 @@ const Op* stmxcsr(Cpu& cpu, const Op* op)
 {
     check_unit<unit>(cpu);
     const std::uint64_t linear = linear_address(cpu, *op, 4, Access::Write);
+    release_mxcsr(cpu);
     store<std::uint32_t>(cpu, static_cast<SegmentIndex>(op->segment), linear,
                          cpu.fpu.mxcsr & mxcsr_valid);
     return next(cpu, op);
