@@ -62,6 +62,8 @@ public:
     };
 
     RangeMap() = default;
+    /// @pre `sorted` is sorted; the ranges are not empty and overlap nowhere.
+    explicit RangeMap(std::vector<Entry> sorted) : entries_{std::move(sorted)} { make_index(); }
 
     /// The entry whose range has `key` in it, or null.
     [[nodiscard]] const Entry* find(std::uint64_t key) const noexcept
