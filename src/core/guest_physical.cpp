@@ -11,8 +11,7 @@ x86::PhysicalMemory::Page GuestPhysical::page(std::uint64_t gfn) noexcept
     if (slot == nullptr) {
         return {};
     }
-    return {slot->host + ((gfn - slot->base_gfn) << 12U), !slot->is_read_only(),
-            slot->logs_dirty()};
+    return {slot->host_page(gfn), !slot->is_read_only(), slot->logs_dirty()};
 }
 
 void GuestPhysical::mark_dirty(std::uint64_t gfn) noexcept

@@ -63,11 +63,14 @@ x86::irqchip::TscClock VcpuCore::tsc_clock()
         if (deadline <= now) {
             return now_ns;
         }
-        // 128 bits: a guest may set a deadline centuries away.
-        const auto wait =
-            static_cast<unsigned __int128>(deadline - now) * 1'000'000U / vm_->tsc_khz();
-        constexpr std::uint64_t longest = std::uint64_t{1} << 60U;  // 36 years.
-        return now_ns + static_cast<std::uint64_t>(std::min<unsigned __int128>(wait, longest));
+        // A guest may set a deadline centuries away; a century is as good.
+        constexpr std::uint64_t longest = std::uint64_t{1} << 60U;  // 36 years in ns.
+        const std::uint64_t ms = (deadline - now) / vm_->tsc_khz();
+        if (ms >= longest / 1'000'000U) {
+            return now_ns + longest;
+        }
+        const std::uint64_t rest = (deadline - now) % vm_->tsc_khz();
+        return now_ns + ms * 1'000'000U + rest * 1'000'000U / vm_->tsc_khz();
     };
     return clock;
 }

@@ -41,12 +41,12 @@ VmMemory Vm::memory() const noexcept
 
 Result<void> Vm::attach(PortRange ports, std::shared_ptr<bus::DeviceBase> device)
 {
-    return core_->port_bus.add(ports, core::HeldDevice{std::move(device)});
+    return core_->port_bus.add(ports, std::move(device));
 }
 
 Result<void> Vm::attach(GpaRange range, std::shared_ptr<bus::DeviceBase> device)
 {
-    return core_->mmio_bus.add(range, core::HeldDevice{std::move(device)});
+    return core_->mmio_bus.add(range, std::move(device));
 }
 
 Result<void> Vm::detach(PortRange ports)

@@ -60,7 +60,7 @@ Result<void> attach_ports(VmCore::PortBus& bus,
                           std::uint16_t count)
 {
     return bus.add(*PortRange::make(Port{first}, count),
-                   HeldDevice{std::make_shared<DevicePorts>(device, base, first)});
+                   std::make_shared<DevicePorts>(device, base, first));
 }
 
 }  // namespace

@@ -24,27 +24,6 @@ namespace vmm::core {
 
 class VcpuCore;
 
-/// A device that one of its attachments keeps alive.
-class HeldDevice {
-public:
-    explicit HeldDevice(std::shared_ptr<bus::DeviceBase> device) noexcept
-        : device_{std::move(device)}
-    {
-    }
-
-    void read(std::uint64_t offset, std::span<std::byte> data) const noexcept
-    {
-        device_->read(offset, data);
-    }
-    void write(std::uint64_t offset, std::span<const std::byte> data) const noexcept
-    {
-        device_->write(offset, data);
-    }
-
-private:
-    std::shared_ptr<bus::DeviceBase> device_;
-};
-
 /// Lock order: `mutex_`, then nothing of a vCPU.  The data plane takes no lock.
 class VmCore : public std::enable_shared_from_this<VmCore> {
 public:
@@ -93,8 +72,8 @@ public:
     [[nodiscard]] EventLoop& event_loop() const noexcept { return *event_loop_; }
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
 
-    using PortBus = bus::IoBus<Port, HeldDevice>;
-    using MmioBus = bus::IoBus<Gpa, HeldDevice>;
+    using PortBus = bus::IoBus<Port, std::shared_ptr<bus::DeviceBase>>;
+    using MmioBus = bus::IoBus<Gpa, std::shared_ptr<bus::DeviceBase>>;
     PortBus port_bus;
     MmioBus mmio_bus;
 

@@ -5,13 +5,49 @@
 
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "x86/soft/cpu.hpp"
+#include "x86/soft/op.hpp"
 
 namespace vmm::x86::soft {
 
-struct Cpu;
+class SoftVm;
 
-/// The decoded code of one vCPU.  (The owner of block.cpp completes this class.)
+/// Instructions that lie one after the other in one page (or one that reaches into the next), with
+/// the operations behind it in memory.  The last operation goes on behind the last instruction.
+struct Block {
+    static constexpr std::size_t max_ops = 64;
+    static constexpr std::uint64_t no_page = ~std::uint64_t{0};
+
+    std::uint64_t gpa{};
+    std::uint64_t key{};
+    std::uint64_t second_gpa{no_page};  ///< Of the bytes in the second page.
+    std::uint64_t links{};  ///< Which operations are branches within the page, by index.
+    Block* next_in_bucket{};
+    std::vector<Op*> incoming{};  ///< Branches of other blocks that lead here.
+    std::uint16_t size{};         ///< Bytes of its instructions.
+    std::uint16_t extent{};       ///< Bytes it was decoded from: illegal ones at its end too.
+    std::uint16_t op_count{};
+    bool dead{};
+
+    [[nodiscard]] Op* ops() noexcept
+    {
+        // SAFETY: BlockCache allocates the operations behind the block.
+        return reinterpret_cast<Op*>(this + 1);
+    }
+};
+static_assert(sizeof(Block) % alignof(Op) == 0);
+
+/// The decoded code of one vCPU.
+///
+/// Each page with code is registered with `SoftVm` before its bytes are read, so that writes to it
+/// are reported.  A copy of the bytes is kept to find those writes that nobody reported.
 class BlockCache {
 public:
     BlockCache();
@@ -31,6 +67,76 @@ public:
     void revalidate(std::uint64_t gfn) noexcept;
     /// Drops everything.
     void clear() noexcept;
+
+    // --- For the run loop, outside of blocks.
+
+    /// The block to execute at `cpu.rip`; `single`: of one instruction.  Null where no memory slot
+    /// backs the code.  Throws the faults of the fetch.
+    [[nodiscard]] Block* find(Cpu& cpu, bool single);
+    /// Frees what has been dropped, and everything where it has grown too large.
+    void collect(Cpu& cpu) noexcept;
+
+private:
+    static constexpr std::size_t bucket_count = std::size_t{1} << 14U;
+    static constexpr std::size_t max_bytes = std::size_t{64} << 20U;
+    static constexpr std::size_t max_dead_bytes = std::size_t{1} << 20U;
+    static constexpr unsigned max_idle_writes = 16;
+
+    using JumpTable = std::array<JumpEntry, Chain::table_size>;
+
+    /// A page that code has been decoded from.
+    struct Page {
+        std::uint64_t gfn{};
+        std::uint64_t current{};  ///< 64-byte pieces of `bytes` that blocks may be decoded from.
+        std::uint64_t known{};    ///< Pieces of `bytes` that have ever been read.
+        bool check{};             ///< Compare `bytes` with memory before the next use.
+        unsigned idle_writes{};   ///< Writes since the last block in it was dropped.
+        std::vector<Block*> blocks{};
+        std::array<std::byte, 4096> bytes{};
+    };
+    struct Mode;
+    class Builder;
+
+    void attach(Cpu& cpu) noexcept;
+    void select_table(Cpu& cpu, const Mode& mode) noexcept;
+    [[nodiscard]] Page* find_page(std::uint64_t gfn) noexcept;
+    /// The record of the page; new ones are registered, after which host pointers are stale.
+    [[nodiscard]] Page& add_page(Cpu& cpu, std::uint64_t gfn, bool& is_new);
+    void compare(Page& page, const std::byte* host) noexcept;
+    /// Makes `bytes` [from, to) of the page current.
+    void read_bytes(Page& page, const std::byte* host, std::size_t from, std::size_t to) noexcept;
+    [[nodiscard]] Block* search(std::uint64_t key) noexcept;
+    [[nodiscard]] Block* find_in_mode(Cpu& cpu, const Mode& mode, bool single);
+    [[nodiscard]] bool second_page_matches(Cpu& cpu, std::uint64_t next_linear, const Block& block);
+    [[nodiscard]] Block* build(Cpu& cpu,
+                               const Mode& mode,
+                               Page& page,
+                               const std::byte* host,
+                               std::uint64_t gpa,
+                               std::uint64_t next_linear,
+                               bool single);
+    void link(Cpu& cpu, Block& target) noexcept;
+    void kill(Block& block) noexcept;
+    void kill_overlapping(Page& page, std::uint64_t gpa, std::uint64_t size) noexcept;
+    void invalidate_in(Page& page, std::uint64_t gpa, std::uint64_t size) noexcept;
+    void forget(Page& page) noexcept;
+    void drop_tables() noexcept;
+    [[nodiscard]] static std::size_t bytes_of(const Block& block) noexcept;
+    static void destroy(Block* block) noexcept;
+
+    Cpu* cpu_{};
+    SoftVm* vm_{};
+    std::vector<Block*> buckets_;
+    std::unordered_map<std::uint64_t, std::unique_ptr<Page>> pages_;
+    Page* last_page_{};
+    std::vector<Block*> dead_;
+    bool no_memory_{};  ///< `build()` met an instruction that reaches into no memory.
+    std::size_t live_bytes_{};
+    std::size_t dead_bytes_{};
+
+    std::unique_ptr<std::array<JumpTable, 4>> tables_;
+    std::uint64_t generation_{};
+    std::uint64_t table_base_{};  ///< CS.base that the table of 16- and 32-bit code is for.
 };
 
 }  // namespace vmm::x86::soft

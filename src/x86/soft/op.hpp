@@ -61,6 +61,7 @@ struct Op {
 
 inline constexpr std::uint8_t zero_slot = 16 * 8;       ///< Always 0.
 inline constexpr std::uint8_t block_rip_slot = 17 * 8;  ///< RIP of the block's first byte.
+inline constexpr std::uint8_t carry_slot = 18 * 8;      ///< Always 2 to the 32.
 
 /// What selecting a handler may depend on besides the instruction.  All that is here is part of
 /// the key of a block.

@@ -421,6 +421,8 @@ void FrameWriter::write(unsigned value_size)
                 store_host<std::uint64_t>(to + (count_ - 1U - i) * 8U, values_[i]);
             }
         } else {
+            // The processor pushes from the top: a page fault names that address.
+            probe_stack(cpu_, linear + size - value_size, value_size, privilege_);
             write_stack(cpu_, linear, bytes.data(), size, privilege_);
         }
     } else {

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/soft/engine.hpp"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "x86/soft/block.hpp"
+#include "x86/soft/cpu.hpp"
+#include "x86/soft/memory.hpp"
+#include "x86/soft/native.hpp"
+#include "x86/soft/run_loop.hpp"
+#include "x86/soft/vm.hpp"
+
+namespace vmm::x86::soft {
+
+namespace {
+
+class SoftEngineVcpu final : public EngineVcpu {
+public:
+    SoftEngineVcpu(std::shared_ptr<SoftVm> vm, VcpuHost& host)
+        : vm_(std::move(vm)),
+          cpu_(*vm_, host),
+          loop_(cpu_)
+    {
+    }
+
+    CpuState& state() noexcept override { return cpu_; }
+
+    void state_changed() noexcept override
+    {
+        const std::span<const CpuidEntry> entries = cpu_.cpuid.entries();
+        if (!std::equal(entries.begin(), entries.end(), cpuid_.begin(), cpuid_.end())) {
+            // Blocks know which instructions exist.
+            cpuid_.assign(entries.begin(), entries.end());
+            cpu_.blocks->clear();
+        }
+        cpu_.state_changed();
+        loop_.state_changed();
+    }
+
+    const EngineExit& enter() noexcept override
+    {
+        if (std::exchange(exit_left_, false)) {
+            return cpu_.exit;
+        }
+        start();
+        if (!loop_.is_pending() || loop_.complete()) {
+            loop_.run();
+        }
+        stop();
+        return cpu_.exit;
+    }
+
+    bool complete_pending() noexcept override
+    {
+        if (!loop_.is_pending()) {
+            return !exit_left_;
+        }
+        start();
+        const bool done = loop_.complete();
+        stop();
+        exit_left_ = !done;
+        return done;
+    }
+
+    void request_exit() noexcept override
+    {
+        cpu_.requests.fetch_or(request::exit, std::memory_order_seq_cst);
+    }
+
+    bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override
+    {
+        vm_->enter_guest(cpu_);
+        const bool mapped = translate_quietly(cpu_, linear, gpa);
+        vm_->leave_guest(cpu_);
+        return mapped;
+    }
+
+private:
+    void start() noexcept
+    {
+        vm_->enter_guest(cpu_);
+        cpu_.set_arithmetic_flags(cpu_.rflags);
+        cpu_.gpr[zero_slot / 8] = 0;
+        cpu_.gpr[carry_slot / 8] = std::uint64_t{1} << 32U;
+    }
+
+    void stop() noexcept
+    {
+        cpu_.rflags = cpu_.flags();
+        fpu_release(cpu_);
+        vm_->leave_guest(cpu_);
+    }
+
+    std::shared_ptr<SoftVm> vm_;
+    Cpu cpu_;
+    RunLoop loop_;
+    std::vector<CpuidEntry> cpuid_;  ///< What blocks have been decoded for.
+    bool exit_left_{};               ///< `complete_pending()` has met an exit for the next enter().
+};
+
+class SoftEngineVm final : public EngineVm {
+public:
+    explicit SoftEngineVm(PhysicalMemory& memory) : vm_(std::make_shared<SoftVm>(memory)) {}
+
+    Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host) override
+    {
+        return std::unique_ptr<EngineVcpu>{std::make_unique<SoftEngineVcpu>(vm_, host)};
+    }
+
+    void memory_changed() noexcept override { vm_->memory_changed(); }
+    void dirty_log_cleared() noexcept override { vm_->dirty_log_cleared(); }
+    void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept override
+    {
+        vm_->memory_written(gpa.value(), size_bytes);
+    }
+
+private:
+    std::shared_ptr<SoftVm> vm_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory)
+{
+    if (Result<void> available = native_available(); !available) {
+        return available.error();
+    }
+    return std::unique_ptr<EngineVm>{std::make_unique<SoftEngineVm>(memory)};
+}
+
+}  // namespace vmm::x86::soft

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// From one exit to the next.
+
+#pragma once
+
+#include <cstdint>
+
+#include "x86/soft/cpu.hpp"
+
+namespace vmm::x86::soft {
+
+struct Block;
+struct Fault;
+
+/// Runs guest code on one vCPU.
+///
+/// @pre The vCPU is in the guest (`SoftVm::enter_guest`), its flags are in `arithmetic_flags`.
+class RunLoop {
+public:
+    explicit RunLoop(Cpu& cpu) noexcept : cpu_(cpu) {}
+
+    /// Until an exit, which is in `cpu.exit`.
+    void run();
+    /// Completes what the last exit left pending, and nothing else.  False: there is another exit.
+    [[nodiscard]] bool complete();
+
+    /// Whether the last exit left an instruction to be completed.
+    [[nodiscard]] bool is_pending() const noexcept;
+    /// The state was changed from outside: nothing is pending any more where RIP has moved.
+    void state_changed() noexcept;
+
+private:
+    enum class Next : std::uint8_t { Execute, Again, Exit };
+
+    [[nodiscard]] Next before_instruction();
+    [[nodiscard]] Next take_requests();
+    template <typename Deliver>
+    [[nodiscard]] bool deliver_or_exit(const Deliver& deliver_it);
+    [[nodiscard]] bool deliver_pending();
+    [[nodiscard]] bool deliver_debug_trap();
+    [[nodiscard]] bool step(bool single);
+    void execute(Block& block);
+    void fault(const Fault& raised, bool restore_rip);
+    void unfinished() noexcept;
+    void exit_with(EngineExit::Reason reason) noexcept;
+    void leave_unknown() noexcept;
+
+    Cpu& cpu_;
+    std::uint64_t pending_rip_{};  ///< Of the instruction that waits for the caller.
+    bool msr_pending_{};
+    bool executing_{};
+    bool stepping_{};  ///< TF was set before the instruction.
+    bool had_sti_shadow_{};
+    bool had_mov_ss_shadow_{};
+    bool had_resume_{};  ///< RF was set before the instruction.
+};
+
+}  // namespace vmm::x86::soft
