@@ -9,7 +9,6 @@ namespace vmm::x86::soft::test {
 namespace {
 
 constexpr std::uint64_t area = 0x4000;
-constexpr std::size_t area_size = 832;
 
 const Bytes fxsave64{0x48, 0x0f, 0xae, 0x03};
 const Bytes fxrstor64{0x48, 0x0f, 0xae, 0x0b};
