@@ -97,8 +97,8 @@ struct alignas(64) FpuRegisters {
 
 /// Everything architectural that a virtual CPU holds.
 struct CpuState {
-    /// RAX … R15 by `Gpr`.  The two further slots belong to the engine while it runs.
-    std::array<std::uint64_t, 18> gpr{};
+    /// RAX … R15 by `Gpr`.  The three further slots belong to the engine while it runs.
+    std::array<std::uint64_t, 19> gpr{};
     std::uint64_t rip{};
     std::uint64_t rflags{2};
 
