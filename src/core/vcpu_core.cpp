@@ -148,9 +148,7 @@ Result<Exit> VcpuCore::run() noexcept
             block();
             continue;
         }
-        if (!io_pending_) {
-            choose_event();
-        }
+        choose_event();
         io_pending_ = false;
         if (auto reason = handle(engine_->enter())) {
             return Exit{*reason, this};
@@ -234,8 +232,9 @@ void VcpuCore::choose_event() noexcept
     x86::CpuState& cpu = state();
     cpu.nmi_window_requested = false;
     cpu.irq_window_requested = user_irq_window_;
-    if (cpu.inject.has_value() || cpu.pending_debug != 0U) {
-        // They come first; what else is pending waits for the next window.
+    if (cpu.inject.has_value() || cpu.pending_debug != 0U || io_pending_) {
+        // They come first, and so does the rest of an instruction; what else is pending waits for
+        // the next window.
         cpu.nmi_window_requested = nmi_pending_.load(std::memory_order_relaxed) != 0U;
         cpu.irq_window_requested |=
             user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt());
