@@ -2,13 +2,16 @@
 
 // Boots a Linux kernel with its console on this terminal.
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <fmt/format.h>
 
@@ -16,6 +19,7 @@
 #include "options.hpp"
 #include "panic_watch.hpp"
 #include "vmm/device/terminal.hpp"
+#include "vmm/unique_fd.hpp"
 
 namespace {
 
@@ -35,20 +39,29 @@ constexpr int quit = 130;
 
 Result<std::vector<std::byte>> read_file(const std::string& path, const char* what)
 {
-    std::ifstream file{path, std::ios::binary | std::ios::ate};
-    const std::streamoff size = file ? static_cast<std::streamoff>(file.tellg()) : -1;
-    if (size < 0) {
-        return vmm::Error{static_cast<std::errc>(errno != 0 ? errno : EIO),
+    const auto refused = [&] {
+        return vmm::Error{static_cast<std::errc>(errno),
                           fmt::format("{} {}: {}; give the path of a readable file", what, path,
                                       std::generic_category().message(errno))};
+    };
+    const vmm::UniqueFd file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    if (!file) {
+        return refused();
     }
-    std::vector<std::byte> bytes(static_cast<std::size_t>(size));
-    file.seekg(0);
-    // SAFETY: a stream reads chars; any byte is one.
-    if (size > 0 && !file.read(reinterpret_cast<char*>(bytes.data()), size)) {
-        return vmm::Error{std::errc::io_error, fmt::format("{} {}: cannot be read", what, path)};
+    constexpr std::size_t step = 1U << 20U;
+    std::vector<std::byte> bytes;
+    for (;;) {
+        const std::size_t size = bytes.size();
+        bytes.resize(size + step);
+        const ssize_t count = ::read(file.get(), bytes.data() + size, step);
+        if (count < 0 && errno != EINTR) {
+            return refused();
+        }
+        bytes.resize(size + static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+        if (count == 0) {
+            return bytes;
+        }
     }
-    return bytes;
 }
 
 Result<Images> read_images(const Options& options)
