@@ -2,12 +2,12 @@
 
 #include "vmm/kvm.hpp"
 
-#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "core/log.hpp"
+#include "core/probe.hpp"
 #include "core/vm_core.hpp"
 #include "x86/cpuid.hpp"
 #include "x86/msr.hpp"
@@ -21,34 +21,29 @@ Kvm::~Kvm() = default;
 
 Result<Kvm> Kvm::open(const KvmOptions& options)
 {
-    const std::vector<EngineReport> reports = probe_engines();
-    if (options.engine == Engine::Auto) {
-        for (const EngineReport& report : reports) {
-            if (report.usable) {
-                core::log().info("engine {}: {}", name(report.engine), report.reason);
-                return Kvm{report.engine};
-            }
-            core::log().info("engine {} not taken: {}", name(report.engine), report.reason);
+    if (options.engine != Engine::Auto) {
+        const EngineReport report = core::probe_engine(options.engine);
+        if (!report.usable) {
+            return Error{std::errc::no_such_device,
+                         fmt::format("engine {} does not work here: {}; {}", name(options.engine),
+                                     report.reason,
+                                     report.fix.empty() ? "use engine soft or auto"
+                                                        : "to mend it, " + report.fix)};
         }
-        return Error{std::errc::no_such_device,
-                     fmt::format("no engine works on this host; soft: {}; to mend it, {}",
-                                 reports.back().reason, reports.back().fix)};
+        return Kvm{options.engine};
     }
-    const auto report = std::find_if(reports.begin(), reports.end(), [&](const EngineReport& r) {
-        return r.engine == options.engine;
-    });
-    if (report == reports.end()) {
-        return Error{std::errc::invalid_argument,
-                     "there is no such engine; auto, soft, kvm, svm and vmx are known"};
+    EngineReport report;
+    for (const Engine engine : {Engine::Vmx, Engine::Svm, Engine::Kvm, Engine::Soft}) {
+        report = core::probe_engine(engine);
+        if (report.usable) {
+            core::log().info("engine {}: {}", name(engine), report.reason);
+            return Kvm{engine};
+        }
+        core::log().info("engine {} not taken: {}", name(engine), report.reason);
     }
-    if (!report->usable) {
-        return Error{std::errc::no_such_device,
-                     fmt::format("engine {} does not work here: {}; {}", name(options.engine),
-                                 report->reason,
-                                 report->fix.empty() ? "use engine soft or auto"
-                                                     : "to mend it, " + report->fix)};
-    }
-    return Kvm{options.engine};
+    return Error{std::errc::no_such_device,
+                 fmt::format("no engine works on this host; soft: {}; to mend it, {}",
+                             report.reason, report.fix)};
 }
 
 Engine Kvm::engine() const noexcept

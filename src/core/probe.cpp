@@ -3,6 +3,8 @@
 /// @file
 /// Which engines work here, found out by trying.
 
+#include "core/probe.hpp"
+
 #include <chrono>
 #include <cstdlib>
 #include <memory>
@@ -93,10 +95,13 @@ EngineReport probe_soft()
     return report;
 }
 
-EngineReport probe_kvm()
+/// `thorough`: say what /dev/kvm would be good for, which takes it tens of milliseconds.
+EngineReport probe_kvm(bool thorough)
 {
-    EngineReport report{Engine::Kvm, false, {}, {}};
-    report.reason = core::describe_host_kvm() + "; this version of vmm has no kvm engine";
+    EngineReport report{Engine::Kvm, false, "this version of vmm has no kvm engine", {}};
+    if (thorough) {
+        report.reason = core::describe_host_kvm() + "; " + report.reason;
+    }
     return report;
 }
 
@@ -146,9 +151,22 @@ std::optional<Engine> engine_from_name(std::string_view wanted) noexcept
     return std::nullopt;
 }
 
+EngineReport core::probe_engine(Engine engine)
+{
+    switch (engine) {
+    case Engine::Vmx:
+    case Engine::Svm: return probe_hardware(engine);
+    case Engine::Kvm: return probe_kvm(false);
+    case Engine::Soft: break;
+    case Engine::Auto: break;
+    }
+    return probe_soft();
+}
+
 std::vector<EngineReport> probe_engines()
 {
-    return {probe_hardware(Engine::Vmx), probe_hardware(Engine::Svm), probe_kvm(), probe_soft()};
+    return {probe_hardware(Engine::Vmx), probe_hardware(Engine::Svm), probe_kvm(true),
+            probe_soft()};
 }
 
 }  // namespace vmm
