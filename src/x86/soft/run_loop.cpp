@@ -187,6 +187,7 @@ void RunLoop::execute(Block& block)
     had_mov_ss_shadow_ = cpu_.mov_ss_shadow;
     had_resume_ = (cpu_.rflags & flag_rf) != 0;
     stepping_ = (cpu_.rflags & flag_tf) != 0;
+    cpu_.no_step_trap = false;
     cpu_.sti_shadow = false;
     cpu_.mov_ss_shadow = false;
     cpu_.rflags &= ~flag_rf;
@@ -208,7 +209,7 @@ void RunLoop::execute(Block& block)
         if (cpu_.current == first) {
             unfinished();
         }
-    } else if (stepping_ && !cpu_.mov_ss_shadow) {
+    } else if (stepping_ && !cpu_.mov_ss_shadow && !cpu_.no_step_trap) {
         cpu_.pending_debug |= dr6_bs;
     }
 }
