@@ -4,7 +4,7 @@
 
 report.py RAW.json OUT.json [--compare OLD.json]
 
-A cell is the median of the repetitions in nanoseconds and, behind it, their spread: (maximum - minimum) / median.
+A cell is the median of the repetitions and, behind it, their spread: (maximum - minimum) / median.
 OUT.json keeps medians and spreads by "engine/workload".
 """
 
@@ -17,15 +17,16 @@ RATIO_BASE = "dev_kvm"
 
 
 def nanoseconds(run):
-    # Workloads that do many things in one run report the time of one as a counter, in seconds.
+    # Workloads that do many things in one run report the time of one as a counter.
     if "ns" in run:
-        return run["ns"] * 1e9
+        return run["ns"]
     return run["real_time"] * {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}[run["time_unit"]]
 
 
 def medians(raw):
     samples = {}
-    for run in raw["benchmarks"]:
+    # In the order of registration: the runs are interleaved at random.
+    for run in sorted(raw["benchmarks"], key=lambda run: run["family_index"]):
         if run.get("run_type") == "iteration" and not run.get("error_occurred"):
             # "soft/pio_out/iterations:2000/manual_time"
             name = "/".join(run["run_name"].split("/")[:2])
