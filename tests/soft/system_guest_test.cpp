@@ -8,7 +8,7 @@
 // The code is loaded at Guest::code (0x10000) and entered in real mode with CS at it.
 asm(R"(
     .pushsection .rodata
-    .balign 16
+    .balign 4096
     .globl vmm_system_guest, vmm_system_guest_end
 vmm_system_guest:
     .code16
@@ -101,6 +101,7 @@ vmm_system_guest:
     mov (%rsp), %rdi
     hlt
 
+    .balign 4096                    # Users have pages of their own.
 11: mov 0x7000, %rbx                # User: as often as 0x7000 says.
     test %rbx, %rbx
     jz 13f

@@ -106,8 +106,13 @@ void set_mode(SystemMachine& machine, Random& random)
 }
 
 /// What holds in every state that a processor can be in.
-void check_state(const Cpu& cpu)
+void check_state(Cpu& cpu)
 {
+    const Snapshot now{cpu};
+    const Tlb* const tlb = cpu.tlb;
+    cpu.mode_changed();
+    EXPECT_EQ(Snapshot{cpu}, now) << "what is derived from the state is right";
+    EXPECT_EQ(cpu.tlb, tlb);
     const Segment& code = cpu.seg[Cs];
     if (!cpu.protected_mode()) {
         EXPECT_EQ(cpu.cpl, 0U);

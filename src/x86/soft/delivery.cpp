@@ -61,7 +61,7 @@ void enter_handler(Cpu& cpu,
     if (event.kind == EventKind::Nmi) {
         cpu.nmi_blocked = true;
     }
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 // --- Through the interrupt vector table, in real mode and (CR4.VME) in virtual-8086 mode

@@ -187,6 +187,26 @@ void set_busy(Cpu& cpu, const Descriptor& descriptor, bool busy);
     return cpu.long_mode() && code.l != 0U;
 }
 
+/// `Cpu::mode_changed()` after a transfer, which changes CS, SS and flags but no control or debug
+/// register: the short way where long mode makes it short.
+inline void privilege_changed(Cpu& cpu) noexcept
+{
+    if (!cpu.long_mode() || (cpu.rflags & Rflags::AC.mask) != 0U) [[unlikely]] {
+        cpu.mode_changed();
+        return;
+    }
+    const Segment& code = cpu.seg[Cs];
+    cpu.cpl = cpu.seg[Ss].dpl & 3U;
+    if (code.l != 0U) [[likely]] {
+        cpu.code_size = CodeSize::Bits64;
+    } else {
+        cpu.code_size = code.db != 0U ? CodeSize::Bits32 : CodeSize::Bits16;
+    }
+    cpu.alignment_check = false;
+    cpu.tlb = &cpu.tlbs[static_cast<std::size_t>(cpu.cpl == 3U ? TlbContext::User
+                                                               : TlbContext::Supervisor)];
+}
+
 /// #GP(ext) where the guest cannot continue at `rip` in `code`.
 inline void check_target(const Cpu& cpu,
                          const Segment& code,

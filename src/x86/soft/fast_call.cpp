@@ -68,7 +68,7 @@ void syscall(Cpu& cpu, std::uint64_t next_rip)
         cpu.seg[Cs] = flat_code(selector, 0, CodeKind::Legacy);
     }
     cpu.seg[Ss] = flat_stack(selector + 8U, 0);
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 void sysret(Cpu& cpu, unsigned operand_size)
@@ -95,7 +95,7 @@ void sysret(Cpu& cpu, unsigned operand_size)
     cpu.seg[Cs] =
         flat_code(to_64 ? selector + 16U : selector, 3, to_64 ? CodeKind::Long : CodeKind::Legacy);
     cpu.seg[Ss] = flat_stack(selector + 8U, 3);
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 void sysenter(Cpu& cpu)
@@ -112,7 +112,7 @@ void sysenter(Cpu& cpu)
     cpu.seg[Ss] = flat_stack((cpu.sysenter_cs & 0xfffcU) + 8U, 0);
     cpu.gpr[Rsp] = is_long ? cpu.sysenter_esp : cpu.sysenter_esp & 0xffff'ffffU;
     cpu.rip = is_long ? cpu.sysenter_eip : cpu.sysenter_eip & 0xffff'ffffU;
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 void sysexit(Cpu& cpu, unsigned operand_size)
@@ -133,7 +133,7 @@ void sysexit(Cpu& cpu, unsigned operand_size)
     cpu.rip = cpu.gpr[Rdx] & mask;
     cpu.seg[Cs] = flat_code(selector, 3, to_64 ? CodeKind::Long : CodeKind::Legacy);
     cpu.seg[Ss] = flat_stack(selector + 8U, 3);
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 }  // namespace vmm::x86::soft

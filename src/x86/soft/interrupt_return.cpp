@@ -71,7 +71,7 @@ void return_in_real_mode(Cpu& cpu, unsigned operand_size)
     cpu.gpr[Rsp] = stack.pointer();
     cpu.seg[Cs] = code;
     cpu.rip = frame.rip;
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 /// SDM Vol. 3B "Virtual-8086 Mode": IRET with IOPL 3, or with CR4.VME the 16-bit form on the
@@ -102,7 +102,7 @@ void return_in_virtual_8086(Cpu& cpu, unsigned operand_size)
     cpu.gpr[Rsp] = stack.pointer();
     cpu.seg[Cs] = code;
     cpu.rip = frame.rip;
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 /// To the task that the current one's back link names.
@@ -136,7 +136,7 @@ void return_to_virtual_8086(Cpu& cpu, FrameReader& stack, const ReturnFrame& fra
     cpu.gpr[Rsp] = pointer;
     cpu.rip = frame.rip;
     cpu.set_flags(frame.flags & Rflags::defined);
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 void return_in_protected_mode(Cpu& cpu, unsigned operand_size)
@@ -174,7 +174,7 @@ void return_in_protected_mode(Cpu& cpu, unsigned operand_size)
     }
     cpu.rip = frame.rip;
     cpu.set_flags(flags);
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ void enter_code(Cpu& cpu, const Segment& code, std::uint64_t rip) noexcept
 {
     cpu.seg[Cs] = code;
     cpu.rip = rip;
-    cpu.mode_changed();
+    privilege_changed(cpu);
 }
 
 FrameWriter current_stack(Cpu& cpu) noexcept
