@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <memory>
 #include <string>
@@ -184,6 +185,91 @@ void measure_wake(benchmark::State& state, vmm::Engine engine)
     other.join();
 }
 
+/// To create a slot and to delete it again, each seen by 8 vCPUs that run.
+void measure_slot_change(benchmark::State& state, vmm::Engine engine)
+{
+    constexpr unsigned vcpu_count = 8;
+    const Memory memory = make_memory({0xeb, 0xfe});  // jmp .
+    const Memory extra = make_memory({});
+    const vmm::Kvm kvm = vmm::Kvm::open({engine}).value();
+    vmm::Vm vm = kvm.create_vm().value();
+    vm.set_user_memory_region(
+          {.guest_phys_addr = vmm::Gpa{0}, .size_bytes = memory_size, .host = memory.get()})
+        .value();
+    std::vector<vmm::Vcpu> vcpus;
+    for (unsigned id = 0; id < vcpu_count; ++id) {
+        vcpus.push_back(vm.create_vcpu(id).value());
+        vmm::x86::Sregs sregs = vcpus.back().sregs();
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        vcpus.back().set_sregs(sregs).value();
+        vcpus.back().set_regs({.rip = code_at, .rflags = 2});
+    }
+    std::vector<std::thread> threads;
+    for (vmm::Vcpu& vcpu : vcpus) {
+        threads.emplace_back([&vcpu] { static_cast<void>(vcpu.run()); });
+    }
+    vmm::memory::MemoryRegion region{.slot = 1,
+                                     .guest_phys_addr = vmm::Gpa{0x1000'0000},
+                                     .size_bytes = memory_size,
+                                     .host = extra.get()};
+    for (auto _ : state) {
+        region.size_bytes = memory_size;
+        vm.set_user_memory_region(region).value();
+        region.size_bytes = 0;
+        vm.set_user_memory_region(region).value();
+    }
+    for (vmm::Vcpu& vcpu : vcpus) {
+        vcpu.kicker().kick();
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+}
+
+std::size_t resident_bytes()
+{
+    std::ifstream file{"/proc/self/statm"};
+    std::size_t total = 0;
+    std::size_t resident = 0;
+    file >> total >> resident;
+    return resident * 4096;
+}
+
+/// 1,000 VMs at once in this process, and what one of them, with a vCPU that has run, keeps.
+void measure_thousand(benchmark::State& state, vmm::Engine engine)
+{
+    constexpr std::size_t count = 1000;
+    const Memory memory = make_memory({0xe6, 0x10, 0xeb, 0xfc});
+    const vmm::Kvm kvm = vmm::Kvm::open({engine}).value();
+    for (auto _ : state) {
+        const std::size_t before = resident_bytes();
+        std::vector<vmm::Vm> vms;
+        std::vector<vmm::Vcpu> vcpus;
+        for (std::size_t i = 0; i < count; ++i) {
+            vms.push_back(kvm.create_vm().value());
+            vms.back()
+                .set_user_memory_region({.guest_phys_addr = vmm::Gpa{0},
+                                         .size_bytes = memory_size,
+                                         .host = memory.get()})
+                .value();
+        }
+        const std::size_t with_vms = resident_bytes();
+        for (vmm::Vm& vm : vms) {
+            vcpus.push_back(vm.create_vcpu(0).value());
+            vmm::x86::Sregs sregs = vcpus.back().sregs();
+            sregs.cs.base = 0;
+            sregs.cs.selector = 0;
+            vcpus.back().set_sregs(sregs).value();
+            vcpus.back().set_regs({.rip = code_at, .rflags = 2});
+            benchmark::DoNotOptimize(vcpus.back().run());
+        }
+        const std::size_t with_vcpus = resident_bytes();
+        state.counters["bytes_vm"] = static_cast<double>((with_vms - before) / count);
+        state.counters["bytes_vcpu"] = static_cast<double>((with_vcpus - with_vms) / count);
+    }
+}
+
 void register_engine(vmm::Engine engine)
 {
     const std::string prefix = std::string{vmm::name(engine)} + "/";
@@ -200,6 +286,14 @@ void register_engine(vmm::Engine engine)
     benchmark::RegisterBenchmark((prefix + "irq_to_handler").c_str(), measure_wake, engine)
         ->UseManualTime()
         ->Iterations(2000);
+    benchmark::RegisterBenchmark((prefix + "slot_add_and_delete_8_vcpus").c_str(),
+                                 measure_slot_change, engine)
+        ->UseRealTime()
+        ->Iterations(200);
+    benchmark::RegisterBenchmark((prefix + "thousand_vms").c_str(), measure_thousand, engine)
+        ->UseRealTime()
+        ->Unit(benchmark::kMillisecond)
+        ->Iterations(1);
     benchmark::RegisterBenchmark((prefix + "create_vm_and_vcpu").c_str(),
                                  [engine](benchmark::State& state) {
                                      const vmm::Kvm kvm = vmm::Kvm::open({engine}).value();

@@ -5,7 +5,7 @@
 report.py RAW.json OUT.json [--compare OLD.json]
 
 A cell is the median of the repetitions and, behind it, their spread: (maximum - minimum) / median.
-OUT.json keeps medians and spreads by "engine/workload".
+OUT.json keeps medians and spreads by "engine/workload", and resident memory.
 """
 
 import json
@@ -25,19 +25,23 @@ def nanoseconds(run):
 
 def medians(raw):
     samples = {}
+    memory = {}
     # In the order of registration: the runs are interleaved at random.
     for run in sorted(raw["benchmarks"], key=lambda run: run["family_index"]):
         if run.get("run_type") == "iteration" and not run.get("error_occurred"):
             # "soft/pio_out/iterations:2000/manual_time"
             name = "/".join(run["run_name"].split("/")[:2])
             samples.setdefault(name, []).append(nanoseconds(run))
+            for counter in ("bytes_vm", "bytes_vcpu"):
+                if counter in run:
+                    memory.setdefault(f"{name.split('/')[0]} {counter[6:]}", []).append(run[counter])
     return {
         name: {
             "median_ns": statistics.median(values),
             "spread": (max(values) - min(values)) / statistics.median(values),
         }
         for name, values in samples.items()
-    }
+    }, {name: statistics.median(values) for name, values in memory.items()}
 
 
 def cpu_name():
@@ -95,12 +99,14 @@ def main():
             old = json.load(file)["results"]
         del arguments[at : at + 2]
     with open(arguments[0], encoding="utf-8") as file:
-        results = medians(json.load(file))
+        results, memory = medians(json.load(file))
     machine = f"{cpu_name()}, Linux {platform.release()}"
     with open(arguments[1], "w", encoding="utf-8") as file:
-        json.dump({"machine": machine, "results": results}, file, indent=1)
+        json.dump({"machine": machine, "results": results, "resident_bytes": memory}, file, indent=1)
     print(machine)
     print_table(results, old)
+    for name, size in memory.items():
+        print(f"resident memory of an idle {name} (median over 1,000 in one process): {size / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ checks() {
     expect "poweroff -f" 0 '' -- 'poweroff -f'
     expect "reboot" 0 '' -- 'reboot -f'
     expect "a panic" 125 '(.|\n)*Kernel panic(.|\n)*' -- 'echo c >/proc/sysrq-trigger'
+    VMM_APPEND=reboot=t expect "a triple fault" 124 '' -- 'reboot -f'
     expect_stdin "standard input" 5 $'one\ntwo' $'echo one\necho two\nexit 5'
 }
 
