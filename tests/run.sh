@@ -3,7 +3,7 @@
 #
 # Installs what is missing, then configures, builds and tests every preset:
 #
-#     tests/run.sh                 dev clang asan tsan
+#     tests/run.sh                 dev clang asan tsan, and tests/guest.sh
 #     tests/run.sh dev asan        only these
 #
 # Ends with one line for each preset and ctest's line over all of them; exit status 0 if every test passed.
@@ -75,6 +75,22 @@ started=$SECONDS
 for preset in "${presets[@]}"; do
     run_preset "$preset"
 done
+
+# What guests do, by booting Debian's kernel on the release build; a part of the whole only.
+if [[ $# -eq 0 ]]; then
+    echo "==> guests"
+    if "$root/tests/guest.sh" | tee "$logs/guest.log"; then :; fi
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/guest.log" || true)
+    if [[ -z $line ]]; then
+        summary+=("guests: tests/guest.sh came to no end")
+        broken=1
+    else
+        summary+=("guests: $line")
+        read -r guest_passed _ guest_failed _ <<<"$line"
+        failed=$((failed + guest_failed))
+        total=$((total + guest_passed + guest_failed))
+    fi
+fi
 
 echo
 echo "In $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s:"
