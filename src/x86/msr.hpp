@@ -114,8 +114,8 @@ private:
     std::uint64_t mcg_status_{};
     std::uint64_t mcg_ctl_{};
     std::array<std::uint64_t, 4 * bank_count> mc_banks_{};
-    std::uint64_t amd_hwcr_{};
-    std::uint64_t amd_de_cfg_{2};  // LFENCE is dispatch-serialising.
+    std::uint64_t amd_hwcr_{1U << 24U};  // TscFreqSel: the TSC counts at P0 frequency.
+    std::uint64_t amd_de_cfg_{2};        // LFENCE is dispatch-serialising.
 };
 
 /// The MSRs that make up a guest's state, as KVM_GET_MSR_INDEX_LIST reports them.
