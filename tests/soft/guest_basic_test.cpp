@@ -5,6 +5,8 @@
 
 #include <thread>
 
+#include <gtest/gtest.h>
+
 #include "soft/guest_harness.hpp"
 
 namespace vmm::x86::soft::test {

@@ -23,8 +23,6 @@
 
 #include <sys/mman.h>
 
-#include <gtest/gtest.h>
-
 #include "vmm/x86/control_registers.hpp"
 #include "x86/cpuid.hpp"
 #include "x86/engine.hpp"
@@ -109,6 +107,7 @@ public:
     static constexpr std::uint64_t tables = 0x1000;  ///< Paging structures, five pages.
     static constexpr std::uint64_t gdt = 0x8000;
     static constexpr std::uint64_t idt = 0x9000;  ///< Handlers: `hlt` at idt_code + vector.
+    static constexpr std::uint64_t tss = 0xa000;  ///< 64-bit, RSP0 = `stack`, no I/O bitmap.
     static constexpr std::uint64_t idt_code = 0xb000;
     static constexpr std::uint64_t code = 0x10000;
     static constexpr std::uint64_t data = 0x20000;
@@ -199,6 +198,9 @@ public:
         write_page_tables();
         write_gdt();
         write_idt(true);
+        std::memset(ram.at(tss), 0, 0x68);
+        put<std::uint64_t>(tss + 4, stack);
+        put<std::uint16_t>(tss + 0x66, 0x68);
         long_mode(*vcpu);
     }
     /// Another vCPU like that.
@@ -212,6 +214,12 @@ public:
         flat_segments(s, true);
         s.gdt = {gdt, 0x7f, {}};
         s.idt = {idt, 0xfff, {}};
+        s.tr = {};
+        s.tr.base = tss;
+        s.tr.limit = 0x67;
+        s.tr.selector = 0x28;
+        s.tr.type = 11;
+        s.tr.present = 1;
         s.rip = code;
         s.gpr[Rsp] = stack;
         s.rflags = 2;

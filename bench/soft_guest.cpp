@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// What soft_bench runs as guest code: this file's section, copied into a guest.  No calls out of
+/// it, no constants in memory, general registers only.
+
+#include "soft_guest.hpp"
+
+#define GUEST extern "C" __attribute__((section("guest_code"), noinline, used))
+
+namespace {
+using u8 = std::uint8_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+}  // namespace
+
+GUEST u64 guest_sieve(u64 n, u8* memory)
+{
+    for (u64 i = 0; i < n; ++i) {
+        memory[i] = 1;
+        asm volatile("" : : : "memory");
+    }
+    u64 found = 0;
+    for (u64 i = 2; i < n; ++i) {
+        if (memory[i] != 0) {
+            ++found;
+            for (u64 j = i * 2; j < n; j += i) {
+                memory[j] = 0;
+            }
+        }
+    }
+    return found;
+}
+
+GUEST u64 guest_crc32(u64 n, u8* memory)
+{
+    auto* const table = reinterpret_cast<volatile u32*>(memory);
+    for (u32 i = 0; i < 256; ++i) {
+        u32 value = i;
+        for (int bit = 0; bit < 8; ++bit) {
+            value = (value >> 1U) ^ ((value & 1U) != 0 ? 0xedb8'8320U : 0U);
+        }
+        table[i] = value;
+    }
+    u32 crc = ~0U;
+    for (u64 i = 0; i < n; ++i) {
+        crc = (crc >> 8U) ^ table[(crc ^ memory[1024 + i % 4096]) & 0xffU];
+    }
+    return crc;
+}
+
+GUEST void guest_sift(u32* a, u64 root, u64 end)
+{
+    for (u64 child = 2 * root + 1; child < end; child = 2 * root + 1) {
+        if (child + 1 < end && a[child] < a[child + 1]) {
+            ++child;
+        }
+        if (a[root] >= a[child]) {
+            return;
+        }
+        const u32 other = a[root];
+        a[root] = a[child];
+        a[child] = other;
+        root = child;
+    }
+}
+
+GUEST u64 guest_sort(u64 n, u8* memory)
+{
+    auto* const a = reinterpret_cast<u32*>(memory);
+    u32 seed = 12345;
+    for (u64 i = 0; i < n; ++i) {
+        seed = seed * 1664525U + 1013904223U;
+        a[i] = seed;
+    }
+    for (u64 i = n / 2; i-- > 0;) {
+        guest_sift(a, i, n);
+    }
+    for (u64 i = n - 1; i > 0; --i) {
+        const u32 other = a[0];
+        a[0] = a[i];
+        a[i] = other;
+        guest_sift(a, 0, i);
+    }
+    return a[n / 2];
+}
+
+GUEST u64 guest_fib(u64 n, u8* memory)
+{
+    return n < 2 ? n : guest_fib(n - 1, memory) + guest_fib(n - 2, memory);
+}
+
+GUEST u64 guest_string(u64 n, u8* memory)
+{
+    for (u64 i = 0; i < 4095; ++i) {
+        memory[i] = static_cast<u8>('a' + i % 23);
+        asm volatile("" : : : "memory");
+    }
+    memory[4095] = 0;
+    u64 total = 0;
+    for (u64 i = 0; i < n; ++i) {
+        const volatile u8* p = memory;
+        while (*p != 0) {
+            total += *p == 'q' ? 1U : 0U;
+            ++p;
+        }
+    }
+    return total;
+}
+
+GUEST u64 guest_chase(u64 n, u8* memory)
+{
+    auto* const next = reinterpret_cast<volatile u64*>(memory);
+    constexpr u64 count = 2048;
+    for (u64 i = 0; i < count; ++i) {
+        next[i] = (i * 797 + 1) % count;
+    }
+    u64 at = 0;
+    for (u64 i = 0; i < n; ++i) {
+        at = next[at];
+    }
+    return at;
+}
+
+GUEST u64 guest_alu(u64 n, u8* memory)
+{
+    u64 a = n;
+    u64 b = 0x9e37'79b9'7f4a'7c15U;
+    u64 c = reinterpret_cast<u64>(memory);
+    for (u64 i = 0; i < n; ++i) {
+        a ^= b << 13U;
+        b += a >> 7U;
+        c = (c * 31) ^ (a & b);
+        a += (c >> 3U) | (b << 5U);
+    }
+    return a ^ b ^ c;
+}
+
+/// A small virtual machine: indirect jumps.
+GUEST u64 guest_interpreter(u64 n, u8* memory)
+{
+    volatile u8* const program = memory;
+    for (u64 i = 0; i < 256; ++i) {
+        program[i] = static_cast<u8>((i * 7 + i / 16) % 6);
+    }
+    u64 a = 1;
+    u64 b = 2;
+    for (u64 i = 0; i < n; ++i) {
+        switch (program[i % 256]) {
+        case 0: a += b; break;
+        case 1: b ^= a; break;
+        case 2: a = (a << 3U) | (a >> 61U); break;
+        case 3: b -= i; break;
+        case 4: a ^= b >> 5U; break;
+        default: b += 77; break;
+        }
+    }
+    return a + b;
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// Self- and cross-modifying code.
+
+#include <thread>
+
+#include <gtest/gtest.h>
+
+#include "soft/guest_harness.hpp"
+
+namespace vmm::x86::soft::test {
+namespace {
+
+TEST(GuestCodeChange, StoreIntoTheNextInstruction)
+{
+    Guest guest;
+    guest.long_mode();
+    // mov byte [rip+1], 0x55 (the immediate of the next); mov eax, 0x11; hlt
+    guest.load(Guest::code,
+               {0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0x55, 0xb8, 0x11, 0x00, 0x00, 0x00, 0xf4});
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), 0x55U);
+}
+
+TEST(GuestCodeChange, StoreIntoAnInstructionThatHasRunInALoop)
+{
+    Guest guest;
+    guest.long_mode();
+    // mov ecx, 100; l: add eax, 1 (imm8 at +7); add byte [rip-8], 1; dec ecx; jnz l; hlt
+    guest.load(Guest::code, {0xb9, 100,  0,    0,    0,    0x83, 0xc0, 0x01, 0x80, 0x05,
+                             0xf8, 0xff, 0xff, 0xff, 0x01, 0xff, 0xc9, 0x75, 0xf2, 0xf4});
+    guest.reg(Rax) = 0;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    std::uint64_t expected = 0;
+    for (int i = 0; i < 100; ++i) {
+        expected += static_cast<std::uint64_t>(static_cast<std::int8_t>(1 + i));
+    }
+    EXPECT_EQ(guest.reg(Rax), expected & 0xffff'ffffU);
+}
+
+TEST(GuestCodeChange, StoreIntoAnotherBlock)
+{
+    Guest guest;
+    guest.long_mode();
+    constexpr std::uint64_t function = Guest::code + 0x2000;
+    guest.load(function, {0xb8, 0x01, 0x00, 0x00, 0x00, 0xc3});  // mov eax, 1; ret
+    // call f; mov ebx, eax; mov byte [f + 1], 2; call f; hlt
+    guest.load(Guest::code, {0xe8, 0xfb, 0x1f, 0x00, 0x00, 0x89, 0xc3, 0xc6, 0x04, 0x25, 0x01,
+                             0x20, 0x01, 0x00, 0x02, 0xe8, 0xec, 0x1f, 0x00, 0x00, 0xf4});
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rbx), 1U);
+    EXPECT_EQ(guest.reg(Rax), 2U);
+}
+
+TEST(GuestCodeChange, CallThatPushesOverItsOwnCode)
+{
+    Guest guest;
+    guest.long_mode();
+    // The return address lands on the instructions behind the call's target.
+    guest.load(Guest::code, {0xe8, 0x00, 0x00, 0x00, 0x00, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+                             0x90, 0xf4, 0xf4});
+    guest.reg(Rsp) = Guest::code + 13;  // pushes to code + 5 … code + 12
+    // There: 05 00 01 00 00 00 00 00: add eax, 0x100; add [rax], al; add ah, dh
+    guest.reg(Rax) = Guest::data - 0x100;
+    guest.reg(Rdx) = 0;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), Guest::data);
+    EXPECT_EQ(guest.state().rip, Guest::code + 15);
+}
+
+TEST(GuestCodeChange, RepeatedMoveOverItself)
+{
+    Guest guest;
+    guest.long_mode();
+    // rep movsb over the following: inc eax -> dec eax
+    guest.load(Guest::code, {0xf3, 0xa4, 0xff, 0xc0, 0xff, 0xc0, 0xf4});
+    guest.load(Guest::data, {0xff, 0xc8, 0xff, 0xc8});
+    guest.reg(Rsi) = Guest::data;
+    guest.reg(Rdi) = Guest::code + 2;
+    guest.reg(Rcx) = 4;
+    guest.reg(Rax) = 10;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), 8U);
+}
+
+TEST(GuestCodeChange, ChangeOfMappingLeadsToOtherCode)
+{
+    Guest guest;
+    guest.long_mode();
+    constexpr std::uint64_t page = 0x50'000;
+    constexpr std::uint64_t other = 0x60'000;
+    guest.load(page, {0xb8, 0x01, 0x00, 0x00, 0x00, 0xc3});
+    guest.load(other, {0xb8, 0x02, 0x00, 0x00, 0x00, 0xc3});
+    // call page; mov ebx, eax; mov [rsi], rdx (the entry); invlpg [rdi]; call page; hlt
+    guest.load(Guest::code, {0xe8, 0xfb, 0xff, 0x03, 0x00, 0x89, 0xc3, 0x48, 0x89, 0x16, 0x0f, 0x01,
+                             0x3f, 0xe8, 0xee, 0xff, 0x03, 0x00, 0xf4});
+    guest.reg(Rsi) = Guest::tables + 0x3000 + page / 4096 * 8;
+    guest.reg(Rdx) = other | 7U;
+    guest.reg(Rdi) = page;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rbx), 1U);
+    EXPECT_EQ(guest.reg(Rax), 2U);
+}
+
+TEST(GuestCodeChange, UnreportedWriteIsFoundAfterATlbFlush)
+{
+    Guest guest;
+    guest.long_mode();
+    guest.load(Guest::code, {0xb8, 0x01, 0x00, 0x00, 0x00, 0xf4});
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    guest.put<std::uint8_t>(Guest::code + 1, 7);
+    guest.state().rip = Guest::code;
+    guest.vcpu->state_changed();
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), 7U);
+}
+
+TEST(GuestCodeChange, IllegalBytesBecomeAnInstruction)
+{
+    Guest guest;
+    guest.long_mode();
+    // The #UD handler writes a NOP pair over the faulting UD2 and returns.
+    guest.load(Guest::code, {0xff, 0xc0, 0x0f, 0x0b, 0xf4});
+    // mov word [code + 2], 0x9090; iretq
+    guest.load(Guest::idt_code + 12, {0xeb, 0x72});
+    guest.load(Guest::idt_code + 0x80,
+               {0x66, 0xc7, 0x04, 0x25, 0x02, 0x00, 0x01, 0x00, 0x90, 0x90, 0x48, 0xcf});
+    guest.reg(Rax) = 0;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.halted_by_vector(), -1);
+    EXPECT_EQ(guest.reg(Rax), 1U);
+}
+
+TEST(GuestCodeChange, ManyRewritesStayBoundedAndRight)
+{
+    Guest guest;
+    guest.long_mode();
+    constexpr std::uint64_t function = Guest::code + 0x1000;
+    guest.load(function, {0xb8, 0x00, 0x00, 0x00, 0x00, 0xc3});
+    // l: mov [f + 1], ecx; call f; cmp eax, ecx; jne bad; dec ecx; jnz l; hlt; bad: ud2
+    guest.load(Guest::code, {0x89, 0x0c, 0x25, 0x01, 0x10, 0x01, 0x00, 0xe8, 0xf4, 0x0f, 0x00, 0x00,
+                             0x39, 0xc8, 0x75, 0x05, 0xff, 0xc9, 0x75, 0xec, 0xf4, 0x0f, 0x0b});
+    guest.reg(Rcx) = 30'000;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.halted_by_vector(), -1);
+    EXPECT_EQ(guest.reg(Rcx), 0U);
+}
+
+/// One vCPU rewrites the immediate of a function that another keeps calling: the other sees each
+/// value whole, never goes back, and sees the last one.
+TEST(GuestCodeChange, AnotherVcpuSeesTheNewCode)
+{
+    Guest guest;
+    guest.long_mode();
+    GuestHost second_host;
+    const std::unique_ptr<EngineVcpu> second = guest.add_vcpu(second_host);
+    constexpr std::uint64_t function = Guest::code + 0x3ffc;  // the immediate is aligned to 4
+    constexpr std::uint64_t reader = Guest::code + 0x8000;
+    constexpr std::uint32_t last = 2000;
+    guest.load(function + 3, {0xb8, 0x00, 0x00, 0x00, 0x00, 0xc3});  // mov eax, imm; ret
+    // Writer: l: inc ecx; mov [function + 4], ecx; cmp ecx, last; jne l; hlt
+    guest.load(Guest::code, {0xff, 0xc1, 0x89, 0x0c, 0x25, 0x00, 0x40, 0x01, 0x00, 0x81, 0xf9,
+                             static_cast<std::uint8_t>(last & 0xffU),
+                             static_cast<std::uint8_t>(last >> 8U), 0, 0, 0x75, 0xef, 0xf4});
+    // Reader: l: call function + 3; cmp eax, ebx; jb bad; mov ebx, eax; cmp eax, last; jne l; hlt;
+    // bad: ud2
+    guest.load(reader, {0xe8,
+                        0xfa,
+                        0xbf,
+                        0xff,
+                        0xff,
+                        0x39,
+                        0xd8,
+                        0x72,
+                        0x0a,
+                        0x89,
+                        0xc3,
+                        0x3d,
+                        static_cast<std::uint8_t>(last & 0xffU),
+                        static_cast<std::uint8_t>(last >> 8U),
+                        0,
+                        0,
+                        0x75,
+                        0xee,
+                        0xf4,
+                        0x0f,
+                        0x0b});
+    Guest::long_mode(*second);
+    second->state().rip = reader;
+    second->state().gpr[Rsp] = Guest::stack + 0x10000;
+    second->state().gpr[Rbx] = 0;
+    guest.reg(Rcx) = 0;
+    Reason second_reason{};
+    std::thread other{[&] { second_reason = second->enter().reason; }};
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    other.join();
+    EXPECT_EQ(second_reason, Reason::Halt);
+    EXPECT_EQ(second->state().rip, reader + 19);
+    EXPECT_EQ(second->state().gpr[Rbx], last);
+}
+
+/// Two vCPUs count in one word with LOCK, in plain memory and across a page boundary.
+TEST(GuestCodeChange, LockedCountersAreExact)
+{
+    for (const std::uint64_t at : {Guest::data, Guest::data + 0xffe, Guest::data + 62}) {
+        Guest guest;
+        guest.long_mode();
+        GuestHost second_host;
+        const std::unique_ptr<EngineVcpu> second = guest.add_vcpu(second_host);
+        Guest::long_mode(*second);
+        // l: lock inc dword [rsi]; dec ecx; jnz l; hlt
+        guest.load(Guest::code, {0xf0, 0xff, 0x06, 0xff, 0xc9, 0x75, 0xf9, 0xf4});
+        const std::uint64_t count = at == Guest::data ? 100'000 : 500;
+        for (EngineVcpu* vcpu : {guest.vcpu.get(), second.get()}) {
+            vcpu->state().gpr[Rsi] = at;
+            vcpu->state().gpr[Rcx] = count;
+        }
+        std::thread other{[&] { static_cast<void>(second->enter()); }};
+        EXPECT_EQ(guest.run(), Reason::Halt);
+        other.join();
+        EXPECT_EQ(guest.get<std::uint32_t>(at), 2 * count);
+    }
+}
+
+}  // namespace
+}  // namespace vmm::x86::soft::test
