@@ -10,9 +10,11 @@
 ///     zones.add(*vmm::GpaRange::make(vmm::Gpa{0xa0000}, 0x20000)).value();
 ///
 ///     const std::array<std::byte, 2> data{std::byte{'A'}, std::byte{7}};
-///     zones.write(vmm::Gpa{0xa8000}, data, ring);         // true: put aside
-///     zones.write(vmm::Gpa{0xc0000}, data, ring);         // false: in no zone, handle it now
-///     ring.drain([](const vmm::bus::CoalescedEntry& write) { redraw(write.phys_addr); });
+///     assert(zones.write(vmm::Gpa{0xa8000}, data, ring));   // put aside
+///     assert(!zones.write(vmm::Gpa{0xc0000}, data, ring));  // in no zone: handle it now
+///     ring.drain([](const vmm::bus::CoalescedEntry& write) {
+///         assert(write.phys_addr == 0xa8000 && write.len == 2);
+///     });
 ///
 /// A full ring refuses, and the write has to be handled now: whoever does so drains the ring first,
 /// which keeps the guest's order.

@@ -3,18 +3,27 @@
 /// @file
 /// I/O buses: which device answers at an address.
 ///
-///     class Scratch {                                     // models vmm::bus::Device
+///     class Scratch {  // models vmm::bus::Device
 ///     public:
-///         void read(std::uint64_t offset, std::span<std::byte> data) noexcept;
-///         void write(std::uint64_t offset, std::span<const std::byte> data) noexcept;
+///         void read(std::uint64_t offset, std::span<std::byte> data) noexcept
+///         {
+///             std::copy_n(bytes_.begin() + offset, data.size(), data.begin());
+///         }
+///         void write(std::uint64_t offset, std::span<const std::byte> data) noexcept
+///         {
+///             std::copy(data.begin(), data.end(), bytes_.begin() + offset);
+///         }
+///
+///     private:
+///         std::array<std::byte, 2> bytes_{};  // as many as its range has: it gets no other access
 ///     };
 ///
 ///     vmm::bus::IoBus<vmm::Port, std::shared_ptr<Scratch>> bus;
 ///     bus.add(*vmm::PortRange::make(vmm::Port{0x80}, 2), std::make_shared<Scratch>()).value();
 ///
 ///     std::array<std::byte, 2> data{std::byte{1}, std::byte{2}};
-///     bus.write(vmm::Port{0x80}, data);                   // true: Scratch::write(0, …)
-///     bus.read(vmm::Port{0x81}, data);                    // false: half of it is outside
+///     assert(bus.write(vmm::Port{0x80}, data));  // Scratch::write(0, data)
+///     assert(!bus.read(vmm::Port{0x81}, data));  // half of it is outside
 ///     bus.remove(*vmm::PortRange::make(vmm::Port{0x80}, 2)).value();  // no thread is in it now
 ///
 /// An access belongs to a range only if all of it fits.  Where nobody answers, the caller does:

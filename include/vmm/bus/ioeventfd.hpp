@@ -3,18 +3,21 @@
 /// @file
 /// Doorbells: writes that signal an event and need no answer (KVM api.rst "KVM_IOEVENTFD").
 ///
-///     class Bell {                                      // models vmm::bus::EventSignal,
-///     public:                                           // as vmm::device::EventFd does
-///         void signal() const noexcept;
-///         bool is_same(const Bell& other) const noexcept;
+///     struct Bell {  // models vmm::bus::EventSignal, as vmm::device::EventFd does
+///         int* rings;
+///         void signal() const noexcept { ++*rings; }
+///         bool is_same(const Bell& other) const noexcept { return rings == other.rings; }
 ///     };
 ///
+///     int rings = 0;
 ///     vmm::bus::IoEventTable<vmm::Gpa, Bell> events;
-///     events.add({.address = vmm::Gpa{0xd0000050}, .length = 2, .datamatch = 1}, bell).value();
+///     events.add({.address = vmm::Gpa{0xd0000050}, .length = 2, .datamatch = 1}, Bell{&rings})
+///         .value();
 ///
 ///     const std::array<std::byte, 2> one{std::byte{1}, std::byte{0}};
-///     events.write(vmm::Gpa{0xd0000050}, one);          // true: Bell::signal()
-///     events.write(vmm::Gpa{0xd0000050}, std::array{std::byte{1}});  // false: of another length
+///     assert(events.write(vmm::Gpa{0xd0000050}, one) && rings == 1);
+///     assert(!events.write(vmm::Gpa{0xd0000050}, std::span{one}.first(1)));  // another length
+///     assert(!events.write(vmm::Gpa{0xd0000052}, one));                      // another address
 ///
 /// An event has an address and a length (1, 2, 4 or 8), and may ask for one value; then several can
 /// share an address, one for each queue.  Length 0 stands for any length, also for an unknown one

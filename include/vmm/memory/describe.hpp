@@ -3,7 +3,7 @@
 /// @file
 /// Numbers as the sentences of an `Error` show them.
 ///
-///     vmm::memory::hex(0xfee00000);  // "0xfee00000"
+///     assert(vmm::memory::hex(0xfee00000) == "0xfee00000");
 ///
 /// Includes nothing else of this library.
 

@@ -13,13 +13,14 @@
 ///
 ///     {
 ///         const auto guard = primes.read();  // any thread, at any time
-///         use(guard->back());                // 5, also if a writer publishes meanwhile
+///         assert(guard->back() == 5);        // also if a writer publishes meanwhile
 ///     }
 ///     primes.update([](const std::vector<int>& old) {
 ///         auto next = old;
 ///         next.push_back(7);
 ///         return next;
 ///     });  // returns when nobody reads {2, 3, 5} any more
+///     assert(primes.read()->back() == 7);
 ///
 /// How it works.  A reader adds 1 to a counter, loads the pointer, and subtracts 1 from the same
 /// counter at the end; counters are spread over cache lines by thread.  A writer swaps the pointer

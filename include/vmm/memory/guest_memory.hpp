@@ -8,17 +8,17 @@
 ///     slots.set({.size_bytes = ram.size(), .host = ram.data()}).value();
 ///
 ///     const vmm::memory::GuestMemory memory{slots};
-///     memory.write(vmm::Gpa{0xffe}, std::uint32_t{0x12345678});  // true; pages 0 and 1
-///     memory.read<std::uint32_t>(vmm::Gpa{0xffe});               // 0x12345678
-///     memory.read<std::uint32_t>(vmm::Gpa{0x1ffe});              // nothing: half of it is nowhere
+///     assert(memory.write(vmm::Gpa{0xffe}, std::uint32_t{0x12345678}));  // pages 0 and 1
+///     assert(memory.read<std::uint32_t>(vmm::Gpa{0xffe}) == 0x12345678U);
+///     assert(!memory.read<std::uint32_t>(vmm::Gpa{0x1ffe}));  // half of it is nowhere
 ///
 /// A guest runs while the VMM copies, so what is read may change at once and what is written may be
 /// seen in part; that is the guest's affair, and never undefined behaviour here.  A copy moves
 /// naturally aligned units of 8, 4, 2 and 1 bytes, each at once: an aligned integer is never seen
 /// torn.  Read once, check the copy, use the copy.
 ///
-/// Includes of this library: address.hpp, memory/memslots.hpp and what that includes.  Links
-/// nothing.
+/// Includes of this library: address.hpp, assert.hpp, result.hpp, memory/describe.hpp,
+/// memory/epoch.hpp, memory/memslots.hpp, memory/range_map.hpp.  Links nothing.
 
 #pragma once
 
@@ -32,6 +32,7 @@
 #include <type_traits>
 
 #include "vmm/address.hpp"
+#include "vmm/assert.hpp"
 #include "vmm/memory/memslots.hpp"
 
 namespace vmm::memory {

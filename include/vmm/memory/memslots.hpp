@@ -21,8 +21,9 @@
 ///         slot->host_page(0x101)[0] = std::byte{1};   // page 1 of ram
 ///         slot->mark_dirty(0x101);
 ///     }
-///     slots.dirty_log(0).value();                     // {0b10}, and cleared
+///     assert(slots.dirty_log(0).value().at(0) == 0b10);  // and cleared
 ///     slots.set({.slot = 0}).value();                 // size 0 deletes; ram is unused on return
+///     assert(slots.read().find(0x101) == nullptr);
 ///
 /// Includes of this library: address.hpp, assert.hpp, result.hpp, memory/describe.hpp,
 /// memory/epoch.hpp, memory/range_map.hpp.  Links nothing.
@@ -443,8 +444,8 @@ private:
         return region.flags != old->flags ? Change::Flags : Change::None;
     }
 
-    /// `region` would create or move a slot: is its place in reach and free?
-    [[nodiscard]] Result<void> check_place(const MemoryRegion& region, const Map& others) const
+    /// `region` would create a slot or move `old`: is its place in reach and free of others?
+    [[nodiscard]] Result<void> check_place(const MemoryRegion& region, const Slot* old) const
     {
         const std::uint64_t first = region.guest_phys_addr.value() >> page_bits;
         const std::uint64_t last = first + (region.size_bytes >> page_bits) - 1;
@@ -452,7 +453,14 @@ private:
             return refusal(region, "it would end at " + hex((last << page_bits) | (page_size - 1)) +
                                        "; guest-physical addresses have at most 52 bits");
         }
-        if (const auto* other = others.overlapping(first, last)) {
+        const auto view = published_.read();
+        const Map& map = view->maps[region.address_space];
+        const auto* other = map.overlapping(first, last);
+        if (other != nullptr && other->value == old) {
+            // That is the last of those that overlap; any others begin below it.
+            other = old->base_gfn > first ? map.overlapping(first, old->base_gfn - 1) : nullptr;
+        }
+        if (other != nullptr) {
             return Error{std::errc::file_exists,
                          name(region) + hex(first << page_bits) + " to " +
                              hex((last << page_bits) | (page_size - 1)) + " overlaps slot " +
@@ -484,7 +492,8 @@ private:
             if (old == nullptr) {
                 return refusal(region, "size 0 deletes, and there is no such slot");
             }
-            publish(region.address_space, map_without(*old));
+            publish(region.address_space,
+                    [&](const Map& map) { return map.without(old->base_gfn); });
             slots.erase(found);
             return success;
         }
@@ -492,9 +501,8 @@ private:
         if (change == Change::None && payload == nullptr) {
             return success;
         }
-        Map others = old != nullptr ? map_without(*old) : map_of(region.address_space);
         if (change == Change::Create || change == Change::Move) {
-            VMM_TRY_VOID(check_place(region, others));
+            VMM_TRY_VOID(check_place(region, old));
         }
         auto next =
             std::make_unique<Slot>(Slot{.id = region.slot,
@@ -519,9 +527,11 @@ private:
         // All that may throw comes before the publication, which is the change.
         auto& place = found != slots.end() ? found->second : slots[region.slot];
         try {
-            publish(
-                region.address_space,
-                others.with({next->base_gfn, next->base_gfn + next->page_count - 1, next.get()}));
+            const typename Map::Entry entry{next->base_gfn, next->base_gfn + next->page_count - 1,
+                                            next.get()};
+            publish(region.address_space, [&](const Map& map) {
+                return old != nullptr ? map.without(old->base_gfn).with(entry) : map.with(entry);
+            });
         } catch (const std::bad_alloc&) {
             if (place == nullptr) {
                 slots.erase(region.slot);
@@ -532,20 +542,16 @@ private:
         return success;
     }
 
-    [[nodiscard]] Map map_of(std::size_t address_space) const
-    {
-        return published_.read()->maps[address_space];
-    }
-    [[nodiscard]] Map map_without(const Slot& slot) const
-    {
-        return published_.read()->maps[slot.address_space].without(slot.base_gfn);
-    }
-
-    void publish(std::size_t address_space, Map map)
+    template <typename F>
+    void publish(std::size_t address_space, F change)
     {
         published_.update([&](const Generation& old) {
-            Generation next{old.maps, old.number + 1};
-            next.maps[address_space] = std::move(map);
+            Generation next;
+            for (std::size_t space = 0; space < AddressSpaces; ++space) {
+                next.maps[space] =
+                    space == address_space ? change(old.maps[space]) : old.maps[space];
+            }
+            next.number = old.number + 1;
             return next;
         });
     }
