@@ -3,6 +3,8 @@
 /// A guest that goes the whole way: real mode, protected mode, long mode, user mode, and into the
 /// system by SYSCALL, INT, page fault and #GP.  And single steps, which only the run loop can show.
 
+#include <gtest/gtest.h>
+
 #include "soft/guest_harness.hpp"
 
 // The code is loaded at Guest::code (0x10000) and entered in real mode with CS at it.
