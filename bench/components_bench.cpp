@@ -292,9 +292,11 @@ void register_all()
     for (const auto& [layout_name, layout] : layouts) {
         for (const auto& [access_name, access] : accesses) {
             for (const std::size_t size : sizes) {
+                // Named anew: Clang 14 captures no structured bindings by reference.
+                const std::string prefix = std::string{"find/"} + layout_name + '/' + access_name +
+                                           '/' + std::to_string(size) + '/';
                 const auto add = [&, layout = layout, access = access](const char* who, auto run) {
-                    const std::string name = std::string{"find/"} + layout_name + '/' +
-                                             access_name + '/' + std::to_string(size) + '/' + who;
+                    const std::string name = prefix + who;
                     benchmark::RegisterBenchmark(name.c_str(), run, size, layout, access);
                 };
                 add("range_map", look_up<Ours>);
