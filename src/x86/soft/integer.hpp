@@ -228,17 +228,6 @@ void locked(Cpu& cpu, SegmentIndex segment, std::uint64_t linear, Action action)
         [](std::byte* bytes, void* context) { (*static_cast<Action*>(context))(bytes); }, &action);
 }
 
-template <typename T>
-using MayAlias [[gnu::may_alias]] = T;
-
-/// The operand of a locked instruction for inline assembly.
-template <typename T>
-[[nodiscard]] inline Unaligned<T>& locked_operand(std::byte* bytes) noexcept
-{
-    // SAFETY: `bytes` are sizeof(T) bytes of guest memory, or a copy of them.
-    return *reinterpret_cast<Unaligned<T>*>(bytes);
-}
-
 // --- Flags.  `Cpu::arithmetic_flags` has CF 8, PF 10, AF 12, ZF 14, SF 15, OF 0.
 
 namespace flag {

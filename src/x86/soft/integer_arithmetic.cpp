@@ -185,20 +185,19 @@ const Op* unary_memory(Cpu& cpu, const Op* op)
 // --- With LOCK
 
 #define VMM_LOCKED(instruction)                                                                    \
-    asm volatile("lock; " instruction " %[b], %[m]\n\tlahf\n\tseto %%al"                           \
-                 : [m] "+m"(operand), [f] "=&a"(flags)                                             \
-                 : [b] "q"(b)                                                                      \
+    asm volatile("lock; " instruction " %[b], (%[m])\n\tlahf\n\tseto %%al"                         \
+                 : [f] "=&a"(flags)                                                                \
+                 : [b] "q"(b), [m] "r"(bytes)                                                      \
                  : "cc", "memory")
 #define VMM_LOCKED_CARRY(instruction)                                                              \
-    asm volatile("btw $8, %w[f]\n\tlock; " instruction " %[b], %[m]\n\tlahf\n\tseto %%al"          \
-                 : [m] "+m"(operand), [f] "+&a"(flags)                                             \
-                 : [b] "q"(b)                                                                      \
+    asm volatile("btw $8, %w[f]\n\tlock; " instruction " %[b], (%[m])\n\tlahf\n\tseto %%al"        \
+                 : [f] "+&a"(flags)                                                                \
+                 : [b] "q"(b), [m] "r"(bytes)                                                      \
                  : "cc", "memory")
 
 template <Alu A, typename T>
 std::uint16_t locked_compute(std::byte* bytes, T b, std::uint16_t flags) noexcept
 {
-    Unaligned<T>& operand = locked_operand<T>(bytes);
     if constexpr (A == Alu::Add) {
         VMM_LOCKED("add");
     } else if constexpr (A == Alu::Or) {
@@ -246,14 +245,13 @@ template <Unary U, typename T>
         } else if constexpr (U == Unary::Not) {
             static_cast<void>(locked_compute<Alu::Xor, T>(bytes, static_cast<T>(-1), flags));
         } else {
-            Unaligned<T>& operand = locked_operand<T>(bytes);
             T expected = load_host<T>(bytes);
             for (bool done = false; !done;) {
                 flags = before;
                 const T wanted = compute<Unary::Neg>(expected, flags);
-                asm volatile("lock; cmpxchg %[wanted], %[m]"
-                             : [m] "+m"(operand), "+&a"(expected), "=@ccz"(done)
-                             : [wanted] "q"(wanted)
+                asm volatile("lock; cmpxchg %[wanted], (%[m])"
+                             : "+&a"(expected), "=@ccz"(done)
+                             : [wanted] "q"(wanted), [m] "r"(bytes)
                              : "memory");
             }
         }

@@ -97,13 +97,12 @@ template <Bit B, typename T, bool Immediate>
     const std::uint64_t linear = bit_address<T, Immediate>(cpu, op, index, Access::ReadWrite);
     T before{};
     locked<T>(cpu, segment_of(op), linear, [&](std::byte* bytes) {
-        Unaligned<T>& operand = locked_operand<T>(bytes);
         T expected = load_host<T>(bytes);
         for (bool done = false; !done;) {
             const T wanted = changed<B>(expected, mask);
-            asm volatile("lock; cmpxchg %[wanted], %[m]"
-                         : [m] "+m"(operand), "+&a"(expected), "=@ccz"(done)
-                         : [wanted] "q"(wanted)
+            asm volatile("lock; cmpxchg %[wanted], (%[m])"
+                         : "+&a"(expected), "=@ccz"(done)
+                         : [wanted] "q"(wanted), [m] "r"(bytes)
                          : "memory");
         }
         before = expected;

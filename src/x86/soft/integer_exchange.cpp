@@ -29,10 +29,7 @@ template <typename T>
     const std::uint64_t linear = linear_address(cpu, op, sizeof(T), Access::ReadWrite);
     T value = gpr_at<T>(cpu, op.reg);
     locked<T>(cpu, segment_of(op), linear, [&](std::byte* bytes) {
-        asm volatile("xchg %[v], %[m]"
-                     : [v] "+q"(value), [m] "+m"(locked_operand<T>(bytes))
-                     :
-                     : "memory");
+        asm volatile("xchg %[v], (%[m])" : [v] "+q"(value) : [m] "r"(bytes) : "memory");
     });
     set_gpr<T>(cpu, op.reg, value);
 }
@@ -72,9 +69,9 @@ template <typename T>
     if (op.lock) {
         locked<T>(cpu, segment_of(op), linear, [&](std::byte* bytes) {
             before = source;
-            asm volatile("lock; xadd %[v], %[m]"
-                         : [v] "+q"(before), [m] "+m"(locked_operand<T>(bytes))
-                         :
+            asm volatile("lock; xadd %[v], (%[m])"
+                         : [v] "+q"(before)
+                         : [m] "r"(bytes)
                          : "cc", "memory");
         });
     } else {
@@ -117,9 +114,9 @@ template <typename T>
     if (op.lock) {
         locked<T>(cpu, segment_of(op), linear, [&](std::byte* bytes) {
             before = accumulator;
-            asm volatile("lock; cmpxchg %[s], %[m]"
-                         : "+&a"(before), [m] "+m"(locked_operand<T>(bytes))
-                         : [s] "q"(source)
+            asm volatile("lock; cmpxchg %[s], (%[m])"
+                         : "+&a"(before)
+                         : [s] "q"(source), [m] "r"(bytes)
                          : "cc", "memory");
         });
     } else {
@@ -146,9 +143,9 @@ void set_zero_flag(Cpu& cpu, bool zero) noexcept
     T before = expected;
     locked<T>(cpu, segment_of(op), linear, [&](std::byte* bytes) {
         before = expected;
-        asm volatile("lock; cmpxchg %[s], %[m]"
-                     : "+&a"(before), [m] "+m"(locked_operand<T>(bytes))
-                     : [s] "r"(wanted)
+        asm volatile("lock; cmpxchg %[s], (%[m])"
+                     : "+&a"(before)
+                     : [s] "r"(wanted), [m] "r"(bytes)
                      : "cc", "memory");
     });
     set_zero_flag(cpu, before == expected);
@@ -171,10 +168,9 @@ void set_zero_flag(Cpu& cpu, bool zero) noexcept
     locked<Pair>(cpu, segment_of(op), linear, [&](std::byte* bytes) {
         low = cpu.gpr[Rax];
         high = cpu.gpr[Rdx];
-        asm volatile("lock; cmpxchg16b %[m]"
-                     : "+&a"(low), "+&d"(high), [m] "+m"(locked_operand<Pair>(bytes)),
-                       "=@ccz"(equal)
-                     : "b"(cpu.gpr[Rbx]), "c"(cpu.gpr[Rcx])
+        asm volatile("lock; cmpxchg16b (%[m])"
+                     : "+&a"(low), "+&d"(high), "=@ccz"(equal)
+                     : "b"(cpu.gpr[Rbx]), "c"(cpu.gpr[Rcx]), [m] "r"(bytes)
                      : "memory");
     });
     set_zero_flag(cpu, equal);
