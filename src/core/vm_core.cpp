@@ -2,11 +2,13 @@
 
 #include "core/vm_core.hpp"
 
+#include <initializer_list>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "core/vcpu_core.hpp"
+#include "vmm/device/port_view.hpp"
 #include "x86/kvmclock.hpp"
 #include "x86/soft/engine.hpp"
 #include "x86/tsc.hpp"
@@ -30,37 +32,33 @@ Result<std::shared_ptr<EventLoop>> shared_event_loop()
     return loop;
 }
 
-/// Some of a device's ports: those from `first`, where the device's offset 0 is port `base`.
-class DevicePorts final : public bus::DeviceBase {
-public:
-    DevicePorts(std::shared_ptr<bus::DeviceBase> device, std::uint16_t base, std::uint16_t first)
-        : device_{std::move(device)},
-          offset_{static_cast<std::uint64_t>(first - base)}
-    {
-    }
-
-    void read(std::uint64_t offset, std::span<std::byte> data) noexcept override
-    {
-        device_->read(offset_ + offset, data);
-    }
-    void write(std::uint64_t offset, std::span<const std::byte> data) noexcept override
-    {
-        device_->write(offset_ + offset, data);
-    }
-
-private:
-    std::shared_ptr<bus::DeviceBase> device_;
-    std::uint64_t offset_;
+struct Ports {
+    std::uint16_t first;
+    std::uint16_t count;
 };
 
+/// Attaches a device whose offset 0 is port `base` at `all` its ports, or at none of them.  The
+/// device must outlive the bus's use: the VM owns both.
 Result<void> attach_ports(VmCore::PortBus& bus,
-                          const std::shared_ptr<bus::DeviceBase>& device,
+                          bus::DeviceBase& target,
                           std::uint16_t base,
-                          std::uint16_t first,
-                          std::uint16_t count)
+                          std::initializer_list<Ports> all)
 {
-    return bus.add(*PortRange::make(Port{first}, count),
-                   std::make_shared<DevicePorts>(device, base, first));
+    const auto range_of = [](Ports ports) {
+        return *PortRange::make(Port{ports.first}, ports.count);
+    };
+    for (const Ports* ports = all.begin(); ports != all.end(); ++ports) {
+        auto added =
+            bus.add(range_of(*ports), std::make_shared<device::PortView>(
+                                          target, static_cast<std::uint64_t>(ports->first - base)));
+        if (!added) {
+            while (ports != all.begin()) {
+                static_cast<void>(bus.remove(range_of(*--ports)));
+            }
+            return added;
+        }
+    }
+    return success;
 }
 
 }  // namespace
@@ -125,9 +123,8 @@ Result<void> VmCore::create_irqchip()
     }
     auto chip = std::make_unique<x86::irqchip::Irqchip>(*event_loop_);
     constexpr std::uint16_t base = 0x20;
-    VMM_TRY_VOID(attach_ports(port_bus, chip->pic_device(), base, 0x20, 2));
-    VMM_TRY_VOID(attach_ports(port_bus, chip->pic_device(), base, 0xa0, 2));
-    VMM_TRY_VOID(attach_ports(port_bus, chip->pic_device(), base, 0x4d0, 2));
+    VMM_TRY_VOID(
+        attach_ports(port_bus, *chip->pic_device(), base, {{0x20, 2}, {0xa0, 2}, {0x4d0, 2}}));
     irqchip_ = std::move(chip);
     return success;
 }
@@ -145,8 +142,8 @@ Result<void> VmCore::create_pit()
     }
     auto pit = irqchip_->create_pit();
     constexpr std::uint16_t base = 0x40;
-    VMM_TRY_VOID(attach_ports(port_bus, pit, base, base, 4));
-    VMM_TRY_VOID(attach_ports(port_bus, pit, base, base + x86::irqchip::Pit::speaker_offset, 1));
+    constexpr std::uint16_t speaker = base + x86::irqchip::Pit::speaker_offset;
+    VMM_TRY_VOID(attach_ports(port_bus, *pit, base, {{base, 4}, {speaker, 1}}));
     pit_ = std::move(pit);
     return success;
 }

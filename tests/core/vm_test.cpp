@@ -178,5 +178,18 @@ TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
     EXPECT_EQ(small.vm().detach(ports).error().errno_value(), ENOENT);
 }
 
+TEST(Vm, APitThatFindsAPortTakenLeavesTheOthersFree)
+{
+    SmallVm small{SmallVm::Irqchip::Full};
+    const PortRange speaker = *PortRange::make(Port{0x61}, 1);
+    const PortRange counters = *PortRange::make(Port{0x40}, 4);
+    ASSERT_TRUE(small.vm().attach(speaker, std::make_shared<Register>()).has_value());
+    EXPECT_EQ(small.vm().create_pit().error().errno_value(), EEXIST);
+    EXPECT_TRUE(small.vm().attach(counters, std::make_shared<Register>()).has_value());
+    ASSERT_TRUE(small.vm().detach(counters).has_value());
+    ASSERT_TRUE(small.vm().detach(speaker).has_value());
+    EXPECT_TRUE(small.vm().create_pit().has_value());
+}
+
 }  // namespace
 }  // namespace vmm
