@@ -305,8 +305,7 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
     case EngineExit::Reason::InternalError:
         return InternalError{{exit.instruction.data(), exit.instruction_size}};
     case EngineExit::Reason::MsrRead:
-    case EngineExit::Reason::MsrWrite:
-    case EngineExit::Reason::Debug: break;  // The core asks the engine for none of these.
+    case EngineExit::Reason::MsrWrite: break;  // read_msr() and write_msr() never say ToUser.
     }
     return InternalError{{}};
 }

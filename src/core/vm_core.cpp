@@ -3,6 +3,7 @@
 #include "core/vm_core.hpp"
 
 #include <initializer_list>
+#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -27,7 +28,15 @@ Result<std::shared_ptr<EventLoop>> shared_event_loop()
         return loop;
     }
     VMM_TRY(auto made, EventLoop::create());
-    std::shared_ptr<EventLoop> loop{std::move(made)};
+    // The last VM may go on the loop's own thread, when a callback there held its last vCPU for a
+    // kick; a loop cannot end its own thread.
+    std::shared_ptr<EventLoop> loop{made.release(), [](EventLoop* last) {
+                                        if (last->is_loop_thread()) {
+                                            std::thread{[last] { delete last; }}.detach();
+                                        } else {
+                                            delete last;
+                                        }
+                                    }};
     current = loop;
     return loop;
 }

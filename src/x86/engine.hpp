@@ -88,7 +88,6 @@ struct EngineExit {
         MsrWrite,
         IrqWindow,
         NmiWindow,
-        Debug,          ///< Guest debugging asked for by the caller.
         InternalError,  ///< The engine met an instruction that it knows no way to run.
     };
 
@@ -103,8 +102,6 @@ struct EngineExit {
     std::span<std::byte> data{};
     std::array<std::uint8_t, 15> instruction{};  ///< InternalError: the bytes at RIP.
     std::uint8_t instruction_size{};
-    std::uint64_t debug_dr6{};
-    std::uint8_t debug_vector{};
 };
 
 /// One virtual CPU as an engine runs it.

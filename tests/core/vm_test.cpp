@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include <array>
+#include <future>
 
 #include <gtest/gtest.h>
 
@@ -176,6 +177,19 @@ TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
     EXPECT_EQ(device->value, 7U);
     EXPECT_TRUE(small.vm().detach(ports).has_value());
     EXPECT_EQ(small.vm().detach(ports).error().errno_value(), ENOENT);
+}
+
+TEST(Vm, TheLastOneMayGoOnTheEventLoopsThread)
+{
+    auto small = std::make_unique<SmallVm>();
+    std::promise<void> gone;
+    EventLoop& loop = small->vm().event_loop();
+    loop.post([&] {
+        small.reset();
+        gone.set_value();
+    });
+    gone.get_future().wait();
+    EXPECT_EQ(small, nullptr);
 }
 
 TEST(Vm, APitThatFindsAPortTakenLeavesTheOthersFree)
