@@ -211,10 +211,24 @@ TEST(NativeX87, UnmaskingAFlagMakesItPending)
     EXPECT_NE(fsw_of(cpu) & 0x80U, 0);
 }
 
+/// Sets or clears CPUID.(EAX=07H,ECX=0):EBX.FDP_EXCPTN_ONLY, whatever the host has.
+void set_fdp_on_error_only(Cpu& cpu, bool wanted)
+{
+    constexpr std::uint32_t fdp_excptn_only = 1U << 6U;
+    std::vector<CpuidEntry> entries{cpu.cpuid.entries().begin(), cpu.cpuid.entries().end()};
+    for (CpuidEntry& entry : entries) {
+        if (entry.function == 7) {
+            entry.ebx = wanted ? entry.ebx | fdp_excptn_only : entry.ebx & ~fdp_excptn_only;
+        }
+    }
+    cpu.cpuid = Cpuid{entries};
+}
+
 TEST(NativeX87, PointersAreTheGuests)
 {
     NativeMachine machine;
     Cpu& cpu = machine.cpu;
+    set_fdp_on_error_only(cpu, false);
     cpu.gpr[17] = 0xffff'8000'1234'5678;
     cpu.gpr[Rbx] = data_gpa;
     ASSERT_FALSE(machine.run({0xdc, 0x43, 0x08}).fault);  // FADD qword [rbx+8]
@@ -235,6 +249,26 @@ TEST(NativeX87, PointersAreTheGuests)
     EXPECT_EQ(machine.get<std::uint32_t>(data_gpa + 0x114), data_gpa + 8);
     // FNSTENV masks everything afterwards.
     EXPECT_EQ(x87_image::get<std::uint16_t>(cpu.fpu, x87_image::fcw) & 0x3fU, 0x3fU);
+}
+
+TEST(NativeX87, TheDataPointerMayBeKeptForUnmaskedExceptions)
+{
+    // SDM Vol. 1 "x87 FPU Instruction and Data (Operand) Pointers".
+    NativeMachine machine;
+    Cpu& cpu = machine.cpu;
+    set_fdp_on_error_only(cpu, true);
+    cpu.gpr[Rbx] = data_gpa;
+    const auto fdp = [&] {
+        fpu_release(cpu);
+        return x87_image::get<std::uint64_t>(cpu.fpu, x87_image::fdp);
+    };
+    ASSERT_FALSE(machine.run(fld1).fault);
+    ASSERT_FALSE(machine.run({0xdc, 0x43, 0x08}).fault);  // FADD qword [rbx+8]
+    EXPECT_EQ(fdp(), 0U);
+    x87_image::set<std::uint16_t>(cpu.fpu, x87_image::fcw, x87_initial_fcw & ~4U);  // ZM clear.
+    machine.put(data_gpa + 8, 0.0);
+    ASSERT_FALSE(machine.run({0xdc, 0x73, 0x08}).fault);  // FDIV qword [rbx+8]
+    EXPECT_EQ(fdp(), data_gpa + 8);
 }
 
 TEST(NativeX87, RealModeEnvironmentHoldsLinearAddresses)
