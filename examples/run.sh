@@ -12,10 +12,11 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-guest=$root/build/guest
 
 # shellcheck source=../cmake/packages.sh
 source "$root/cmake/packages.sh"
+# shellcheck source=../cmake/guest.sh
+source "$root/cmake/guest.sh"
 
 usage() {
     cat <<'END'
@@ -93,56 +94,16 @@ build_program() {
 
 # ---- The guest ------------------------------------------------------------------------------------------
 
-# fetch PACKAGE FOLDER: unpacks a package, which is not installed.
-fetch() {
-    local package=$1 folder=$2 options=(-q)
-    [[ $EUID -ne 0 ]] || options+=(-o APT::Sandbox::User=root)
-    say "==> fetching $package"
-    rm -rf "$folder" "$folder.new"
-    mkdir -p "$folder.new/deb"
-    (cd "$folder.new/deb" && apt-get "${options[@]}" download "$package" >&2) ||
-        die "apt-get could not download $package; is the network there, and is this Debian?"
-    dpkg-deb -x "$folder.new"/deb/*.deb "$folder.new"
-    rm -rf "$folder.new/deb"
-    mv "$folder.new" "$folder"
-}
-
-# The package of the kernel that linux-image-cloud-amd64, which is empty, depends on.
-kernel_package() {
-    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
-        awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9].*-cloud-amd64/ { print $2; exit }'
-}
-
-find_kernel() {
-    kernel=${VMM_KERNEL:-}
-    [[ -z $kernel ]] || return 0
-    if ! compgen -G "$guest/kernel/boot/vmlinuz-*" >/dev/null; then
-        local package
-        package=$(kernel_package)
-        if [[ -z $package ]]; then
-            apt_update
-            package=$(kernel_package)
-        fi
-        [[ -n $package ]] || die "apt knows no linux-image-cloud-amd64; on another system than Debian, name a" \
-            "kernel by VMM_KERNEL=/boot/vmlinuz-…"
-        fetch "$package" "$guest/kernel"
-    fi
-    kernel=$(compgen -G "$guest/kernel/boot/vmlinuz-*" | head -n 1)
-}
-
 make_initramfs() {
-    local busybox=$guest/busybox/bin/busybox init=$root/examples/guest
+    local init=$root/examples/guest
     initramfs=$guest/initramfs.cpio
-    if [[ ! -x $busybox ]]; then
-        apt-cache show busybox-static >/dev/null 2>&1 || apt_update
-        fetch busybox-static "$guest/busybox"
-    fi
-    if [[ -f $initramfs && -z $(find "$init" "$busybox" "$root/examples/run.sh" -newer "$initramfs") ]]; then
+    find_busybox
+    if [[ -f $initramfs && -z $(find "$init" "$busybox" "$root/examples/run.sh" "$root/cmake/guest.sh" -newer "$initramfs") ]]; then
         return
     fi
     install_missing cpio g++
     say "==> making build/guest/initramfs.cpio"
-    local tree=$guest/initramfs applet
+    local tree=$guest/initramfs
     rm -rf "$tree"
     mkdir -p "$tree"/{bin,sbin,usr/bin,usr/sbin,dev,etc,proc,root,run,sys,tmp,vmm}
     install -m 755 "$busybox" "$tree/bin/busybox"
@@ -150,9 +111,7 @@ make_initramfs() {
     install -m 644 "$init/profile" "$tree/etc/profile"
     echo 'root:x:0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
     echo 'root:x:0:' >"$tree/etc/group"
-    for applet in $("$busybox" --list-full); do
-        [[ $applet == bin/busybox || ! -d $tree/${applet%/*} ]] || ln -sf /bin/busybox "$tree/$applet"
-    done
+    link_busybox "$tree"
     gcc -static -nostdlib -o "$tree/sbin/debug-exit" "$init/debug-exit.S"
     (cd "$tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$initramfs.new"
     mv "$initramfs.new" "$initramfs"
