@@ -57,6 +57,7 @@ std::vector<Range> make_ranges(std::size_t count, Layout layout)
     return ranges;
 }
 
+constexpr std::size_t max_count = 32764;
 constexpr std::size_t key_count = std::size_t{1} << 16U;
 
 enum class Access { Random, Repeated };
@@ -177,12 +178,26 @@ private:
     boost::icl::interval_map<std::uint64_t, const Target*> map_;
 };
 
+/// What `make` made for this size and layout: once, since a large table takes longer to be filled
+/// than to be measured.
+template <typename Made, typename Make>
+Made& made_once(std::size_t count, Layout layout, const Make& make)
+{
+    static std::map<std::pair<std::size_t, Layout>, std::unique_ptr<Made>> all;
+    std::unique_ptr<Made>& one = all[{count, layout}];
+    if (one == nullptr) {
+        one = make();
+    }
+    return *one;
+}
+
 template <typename Candidate>
 void look_up(benchmark::State& state, std::size_t count, Layout layout, Access access)
 {
     const auto ranges = make_ranges(count, layout);
-    const std::vector<Target> targets(count);
-    Candidate candidate{ranges, targets};
+    static const std::vector<Target> targets(max_count);
+    Candidate& candidate = made_once<Candidate>(
+        count, layout, [&] { return std::make_unique<Candidate>(ranges, targets); });
     const auto keys = make_keys(ranges, access);
     for (const std::uint64_t key : keys) {
         if (candidate.find(key) == nullptr) {
@@ -203,15 +218,17 @@ void look_up_slot(benchmark::State& state, std::size_t count, Layout layout, Acc
 {
     const auto ranges = make_ranges(count, layout);
     static std::byte* const host = static_cast<std::byte*>(std::aligned_alloc(4096, 4096));
-    memory::MemslotTable<> table;
-    for (std::size_t i = 0; i < count; ++i) {
-        table
-            .set({.slot = static_cast<std::uint32_t>(i),
-                  .guest_phys_addr = Gpa{ranges[i].first << memory::page_bits},
-                  .size_bytes = (ranges[i].last - ranges[i].first + 1) << memory::page_bits,
-                  .host = host})
-            .value();
-    }
+    auto& table = made_once<memory::MemslotTable<>>(count, layout, [&] {
+        auto made = std::make_unique<memory::MemslotTable<>>();
+        for (std::size_t i = 0; i < count; ++i) {
+            made->set({.slot = static_cast<std::uint32_t>(i),
+                       .guest_phys_addr = Gpa{ranges[i].first << memory::page_bits},
+                       .size_bytes = (ranges[i].last - ranges[i].first + 1) << memory::page_bits,
+                       .host = host})
+                .value();
+        }
+        return made;
+    });
     const auto keys = make_keys(ranges, access);
     memory::MemslotTable<>::Hint hint;
     std::size_t i = 0;
@@ -288,7 +305,7 @@ void register_all()
         {{"random", Access::Random}, {"repeated", Access::Repeated}}};
     constexpr std::array<std::pair<const char*, Layout>, 2> layouts{
         {{"even", Layout::Even}, {"ragged", Layout::Ragged}}};
-    constexpr std::array<std::size_t, 5> sizes{1, 8, 64, 512, 32764};
+    constexpr std::array<std::size_t, 5> sizes{1, 8, 64, 512, max_count};
     for (const auto& [layout_name, layout] : layouts) {
         for (const auto& [access_name, access] : accesses) {
             for (const std::size_t size : sizes) {

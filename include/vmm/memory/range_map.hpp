@@ -149,13 +149,18 @@ private:
     {
         const Entry* at = entries_.data();
         std::size_t count = entries_.size();
-        if (count > few) {
-            // A key below the first entry wraps into the last piece, and is contained in nothing.
-            const std::uint64_t piece = std::min((key - origin_) >> shift_, last_piece_);
-            const std::uint32_t from = index_[piece];
-            count = index_[piece + 1] - from + std::size_t{1};
-            at += from;
+        if (count <= few) {
+            // Sums do not wait for one another as steps of a search do.
+            std::size_t not_above = 0;
+            for (std::size_t i = 1; i < count; ++i) {
+                not_above += static_cast<std::size_t>(at[i].first <= key);
+            }
+            return at[not_above];
         }
+        // A key below the first entry wraps into the last piece, and is contained in nothing.
+        const Piece& piece = pieces_[std::min((key - origin_) >> shift_, last_piece_)];
+        at += piece.from;
+        count = piece.count;
         while (count > 1) {
             const std::size_t half = count / 2;
             // Arithmetic and not a choice: compilers make a branch of a choice.
@@ -178,24 +183,39 @@ private:
         // 63 at most: a shift by 64 is not defined.
         shift_ = std::min(span_bits > wanted_bits ? span_bits - wanted_bits : 0U, 63U);
         last_piece_ = span >> shift_;
-        index_.resize(last_piece_ + 2);
-        std::size_t at = 0;
-        for (std::size_t piece = 0; piece <= last_piece_; ++piece) {
-            const std::uint64_t start = origin_ + (std::uint64_t{piece} << shift_);
-            while (at + 1 < entries_.size() && entries_[at + 1].first <= start) {
-                ++at;
+        pieces_.resize(last_piece_ + 1);
+        std::uint64_t done = 0;
+        for (std::size_t i = 1; i < entries_.size(); ++i) {
+            const std::uint64_t distance = entries_[i].first - origin_;
+            const std::uint64_t number = distance >> shift_;
+            if (number > done) {
+                // The pieces from the last one that an entry begins in to this one.
+                std::fill(pieces_.begin() + static_cast<std::ptrdiff_t>(done + 1),
+                          pieces_.begin() + static_cast<std::ptrdiff_t>(number + 1),
+                          Piece{static_cast<std::uint32_t>(i - 1), 1});
+                done = number;
             }
-            index_[piece] = static_cast<std::uint32_t>(at);
+            Piece& piece = pieces_[number];
+            if (distance == number << shift_) {
+                piece.from = static_cast<std::uint32_t>(i);
+            } else {
+                ++piece.count;
+            }
         }
-        index_.back() = static_cast<std::uint32_t>(entries_.size() - 1);
     }
+
+    /// The entries that a key of one piece may be in.
+    struct Piece {
+        std::uint32_t from{};
+        std::uint32_t count{1};
+    };
 
     // So many are searched faster than an index is read: measured, as all of this, by
     // vmm-components-bench.
     static constexpr std::size_t few = 8;
 
-    std::vector<Entry> entries_;        // Sorted, disjoint.
-    std::vector<std::uint32_t> index_;  // For each piece, the last entry not above its start.
+    std::vector<Entry> entries_;  // Sorted, disjoint.
+    std::vector<Piece> pieces_;
     std::uint64_t origin_{};
     std::uint64_t last_piece_{};
     unsigned shift_{};
