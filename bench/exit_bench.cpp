@@ -7,13 +7,18 @@
 // same guests run on each engine that works here and, by bare ioctls, on /dev/kvm.
 
 #include <atomic>
+#include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <pthread.h>
 
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
@@ -64,8 +69,11 @@ public:
     }
 
     void run() { benchmark::DoNotOptimize(vcpu_->run()); }
-    [[nodiscard]] vmm::Vcpu& vcpu() { return *vcpu_; }
-    [[nodiscard]] vmm::Vm& vm() { return vm_; }
+    void kick(std::thread::native_handle_type /*runs*/) { vcpu_->kicker().kick(); }
+    void set_irq_line(std::uint32_t gsi, bool level)
+    {
+        static_cast<void>(vm_.set_irq_line(gsi, level));
+    }
     [[nodiscard]] std::byte* memory() { return memory_.get(); }
 
 private:
@@ -115,81 +123,121 @@ void measure(benchmark::State& state, const Workload& workload, const std::funct
                            benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 
-/// From `kick()` on another thread to the return of `run()`, of a guest that loops.
-void measure_kick(benchmark::State& state, vmm::Engine engine)
+/// The same on /dev/kvm.
+class RawGuest {
+public:
+    explicit RawGuest(const std::vector<unsigned>& code, bool irqchip = false)
+        : memory_{make_memory(code)},
+          kvm_{bench::RawKvm::create(memory_.get(), memory_size, code_at, irqchip)}
+    {
+        // A first run tells whether KVM can run the guest at all.
+        works_ = kvm_ && kvm_->run() == 0;
+    }
+
+    [[nodiscard]] bool works() const { return works_; }
+    void run() { benchmark::DoNotOptimize(kvm_->run()); }
+    void kick(std::thread::native_handle_type runs) { kvm_->kick(runs); }
+    void set_irq_line(std::uint32_t gsi, bool level) { kvm_->set_irq_line(gsi, level); }
+    [[nodiscard]] std::byte* memory() { return memory_.get(); }
+
+private:
+    Memory memory_;
+    std::optional<bench::RawKvm> kvm_;
+    bool works_{};
+};
+
+std::int64_t now_ns()
 {
-    Guest guest{engine, {0xe6, 0x10, 0xeb, 0xfe}};  // out %al, $0x10; jmp .
-    guest.run();
-    const auto kicker = guest.vcpu().kicker();
+    return std::chrono::steady_clock::now().time_since_epoch().count();
+}
+
+/// Times `guest.run()` from what another thread does to the guest `delay_ns` after it began.
+template <typename AnyGuest, typename Act>
+void measure_from_elsewhere(benchmark::State& state,
+                            AnyGuest& guest,
+                            std::int64_t delay_ns,
+                            const Act& act)
+{
     std::atomic<bool> wanted{false};
     std::atomic<bool> done{false};
-    std::atomic<std::int64_t> kicked_at{0};
-    const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
+    std::atomic<std::int64_t> acted_at{0};
     std::thread other{[&] {
         while (!done.load()) {
             if (wanted.exchange(false)) {
-                const auto until = now() + 20'000;  // Let the guest get going.
-                while (now() < until) {
+                const auto until = now_ns() + delay_ns;
+                while (now_ns() < until) {
                 }
-                kicked_at.store(now());
-                kicker.kick();
+                acted_at.store(now_ns());
+                act();
             }
         }
     }};
     for (auto _ : state) {
         wanted.store(true);
         guest.run();
-        state.SetIterationTime(static_cast<double>(now() - kicked_at.load()) * 1e-9);
+        state.SetIterationTime(static_cast<double>(now_ns() - acted_at.load()) * 1e-9);
     }
     done.store(true);
     other.join();
 }
 
-/// From raising an interrupt line to the guest's handler, of a guest that waits in HLT.
-void measure_wake(benchmark::State& state, vmm::Engine engine)
+// out %al, $0x10; jmp .
+const std::vector<unsigned>& kicked_guest()
 {
-    // Virtual wire: the PIC's vector 0x20 + 1.  1: sti; hlt; jmp 1b
-    Guest guest{engine,
-                {0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21, 0xb0,
-                 0x03, 0xe6, 0x21, 0xb0, 0x00, 0xe6, 0x21, 0xe6, 0x10, 0xfb, 0xf4, 0xeb, 0xfc},
-                true};
-    // Handler at 0x2000: out %al, $0x10; mov $0x20, %al; out %al, $0x20; iret
+    static const std::vector<unsigned> code{0xe6, 0x10, 0xeb, 0xfe};
+    return code;
+}
+
+/// From a kick on another thread to the return of `run()`, of a guest that loops.
+template <typename AnyGuest>
+void measure_kick(benchmark::State& state, AnyGuest& guest)
+{
+    const auto runs = ::pthread_self();
+    measure_from_elsewhere(state, guest, 20'000, [&] { guest.kick(runs); });
+}
+
+/// A guest with the PIC in virtual wire mode: IRQ 1 has vector 0x21.  `rest` follows after STI.
+std::vector<unsigned> interruptible_guest(const std::vector<unsigned>& rest)
+{
+    std::vector<unsigned> code{0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21,
+                               0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x03, 0xe6, 0x21,
+                               0xb0, 0x00, 0xe6, 0x21, 0xe6, 0x10, 0xfb};
+    code.insert(code.end(), rest.begin(), rest.end());
+    return code;
+}
+// hlt; jmp back to it
+const std::vector<unsigned> halting{0xf4, 0xeb, 0xfd};
+// jmp .
+const std::vector<unsigned> looping{0xeb, 0xfe};
+
+void place_handler(std::byte* memory)
+{
+    // At 0x2000: out %al, $0x10; mov $0x20, %al; out %al, $0x20; iret
     const std::vector<unsigned> handler{0xe6, 0x10, 0xb0, 0x20, 0xe6, 0x20, 0xcf};
     for (std::size_t i = 0; i < handler.size(); ++i) {
-        guest.memory()[0x2000 + i] = std::byte(handler[i]);
+        memory[0x2000 + i] = std::byte(handler[i]);
     }
-    guest.memory()[0x21 * 4 + 1] = std::byte{0x20};
-    guest.run();
-    std::atomic<bool> wanted{false};
-    std::atomic<bool> done{false};
-    std::atomic<std::int64_t> raised_at{0};
-    const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch().count(); };
-    std::thread other{[&] {
-        while (!done.load()) {
-            if (wanted.exchange(false)) {
-                const auto until = now() + 100'000;  // Let the vCPU go to sleep.
-                while (now() < until) {
-                }
-                raised_at.store(now());
-                static_cast<void>(guest.vm().set_irq_line(1, true));
-                static_cast<void>(guest.vm().set_irq_line(1, false));
-            }
-        }
-    }};
-    for (auto _ : state) {
-        wanted.store(true);
-        guest.run();
-        state.SetIterationTime(static_cast<double>(now() - raised_at.load()) * 1e-9);
-    }
-    done.store(true);
-    other.join();
+    memory[0x21 * 4 + 1] = std::byte{0x20};
 }
+
+/// From raising an interrupt line to the exit that the guest's handler makes.
+template <typename AnyGuest>
+void measure_interrupt(benchmark::State& state, AnyGuest& guest)
+{
+    place_handler(guest.memory());
+    // Time enough for a vCPU to go to sleep.
+    measure_from_elsewhere(state, guest, 100'000, [&] {
+        guest.set_irq_line(1, true);
+        guest.set_irq_line(1, false);
+    });
+}
+
+constexpr unsigned slot_change_vcpus = 8;
 
 /// To create a slot and to delete it again, each seen by 8 vCPUs that run.
 void measure_slot_change(benchmark::State& state, vmm::Engine engine)
 {
-    constexpr unsigned vcpu_count = 8;
-    const Memory memory = make_memory({0xeb, 0xfe});  // jmp .
+    const Memory memory = make_memory(looping);
     const Memory extra = make_memory({});
     const vmm::Kvm kvm = vmm::Kvm::open({engine}).value();
     vmm::Vm vm = kvm.create_vm().value();
@@ -197,7 +245,7 @@ void measure_slot_change(benchmark::State& state, vmm::Engine engine)
           {.guest_phys_addr = vmm::Gpa{0}, .size_bytes = memory_size, .host = memory.get()})
         .value();
     std::vector<vmm::Vcpu> vcpus;
-    for (unsigned id = 0; id < vcpu_count; ++id) {
+    for (unsigned id = 0; id < slot_change_vcpus; ++id) {
         vcpus.push_back(vm.create_vcpu(id).value());
         vmm::x86::Sregs sregs = vcpus.back().sregs();
         sregs.cs.base = 0;
@@ -221,6 +269,44 @@ void measure_slot_change(benchmark::State& state, vmm::Engine engine)
     }
     for (vmm::Vcpu& vcpu : vcpus) {
         vcpu.kicker().kick();
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+}
+
+void measure_raw_slot_change(benchmark::State& state)
+{
+    const Memory memory = make_memory(looping);
+    const Memory extra = make_memory({});
+    auto kvm = bench::RawKvm::create(memory.get(), memory_size, code_at);
+    while (kvm && kvm->vcpu_count() < slot_change_vcpus && kvm->add_vcpu(code_at)) {
+    }
+    if (!kvm || kvm->vcpu_count() < slot_change_vcpus) {
+        state.SkipWithError("/dev/kvm cannot run it");
+        return;
+    }
+    std::vector<std::thread> threads;
+    std::atomic<unsigned> ended{0};
+    for (std::size_t i = 0; i < kvm->vcpu_count(); ++i) {
+        threads.emplace_back([&kvm, &ended, i] {
+            static_cast<void>(kvm->run(i));
+            ++ended;
+        });
+    }
+    for (auto _ : state) {
+        const bool done = kvm->set_slot(1, 0x1000'0000, extra.get(), memory_size) &&
+                          kvm->set_slot(1, 0x1000'0000, extra.get(), 0);
+        if (!done) {
+            state.SkipWithError("KVM_SET_USER_MEMORY_REGION failed");
+            break;
+        }
+    }
+    while (ended.load() < threads.size()) {
+        for (std::size_t i = 0; i < threads.size(); ++i) {
+            kvm->kick(threads[i].native_handle(), i);
+        }
+        std::this_thread::yield();
     }
     for (std::thread& thread : threads) {
         thread.join();
@@ -270,6 +356,9 @@ void measure_thousand(benchmark::State& state, vmm::Engine engine)
     }
 }
 
+constexpr int event_iterations = 1000;
+constexpr int slot_iterations = 100;
+
 void register_engine(vmm::Engine engine)
 {
     const std::string prefix = std::string{vmm::name(engine)} + "/";
@@ -280,16 +369,30 @@ void register_engine(vmm::Engine engine)
                                          measure(state, workload, [&] { guest.run(); });
                                      });
     }
-    benchmark::RegisterBenchmark((prefix + "kick_to_return").c_str(), measure_kick, engine)
-        ->UseManualTime()
-        ->Iterations(2000);
-    benchmark::RegisterBenchmark((prefix + "irq_to_handler").c_str(), measure_wake, engine)
-        ->UseManualTime()
-        ->Iterations(2000);
+    const auto add = [&](const char* name, auto run) {
+        benchmark::RegisterBenchmark((prefix + name).c_str(), run)
+            ->UseManualTime()
+            ->Iterations(event_iterations);
+    };
+    add("kick_to_return", [engine](benchmark::State& state) {
+        Guest guest{engine, kicked_guest()};
+        guest.run();
+        measure_kick(state, guest);
+    });
+    add("irq_to_handler", [engine](benchmark::State& state) {
+        Guest guest{engine, interruptible_guest(looping), true};
+        guest.run();
+        measure_interrupt(state, guest);
+    });
+    add("irq_to_handler_from_hlt", [engine](benchmark::State& state) {
+        Guest guest{engine, interruptible_guest(halting), true};
+        guest.run();
+        measure_interrupt(state, guest);
+    });
     benchmark::RegisterBenchmark((prefix + "slot_add_and_delete_8_vcpus").c_str(),
                                  measure_slot_change, engine)
         ->UseRealTime()
-        ->Iterations(200);
+        ->Iterations(slot_iterations);
     benchmark::RegisterBenchmark((prefix + "thousand_vms").c_str(), measure_thousand, engine)
         ->UseRealTime()
         ->Unit(benchmark::kMillisecond)
@@ -304,27 +407,65 @@ void register_engine(vmm::Engine engine)
                                  });
 }
 
+/// `measure(state, guest)` if /dev/kvm runs the guest.
+template <typename Measure>
+void measure_raw(benchmark::State& state,
+                 const std::vector<unsigned>& code,
+                 bool irqchip,
+                 const Measure& measure)
+{
+    RawGuest guest{code, irqchip};
+    if (!guest.works()) {
+        state.SkipWithError("/dev/kvm cannot run it");
+        return;
+    }
+    measure(state, guest);
+}
+
 void register_kvm()
 {
+    const std::string prefix{"dev_kvm/"};
     for (const Workload& workload : workloads()) {
         benchmark::RegisterBenchmark(
-            (std::string{"dev_kvm/"} + workload.name).c_str(),
-            [&workload](benchmark::State& state) {
-                const Memory memory = make_memory(workload.code);
-                auto guest = bench::RawKvm::create(memory.get(), memory_size, code_at);
-                if (!guest) {
-                    state.SkipWithError("/dev/kvm cannot run it");
-                    return;
-                }
-                measure(state, workload, [&] { benchmark::DoNotOptimize(guest->run()); });
+            (prefix + workload.name).c_str(), [&workload](benchmark::State& state) {
+                measure_raw(state, workload.code, false, [&](auto& each, RawGuest& guest) {
+                    measure(each, workload, [&] { guest.run(); });
+                });
             });
     }
+    const auto add = [&](const char* name, const std::vector<unsigned>& code, bool irqchip,
+                         auto measure) {
+        benchmark::RegisterBenchmark(
+            (prefix + name).c_str(),
+            [=](benchmark::State& state) { measure_raw(state, code, irqchip, measure); })
+            ->UseManualTime()
+            ->Iterations(event_iterations);
+    };
+    add("kick_to_return", kicked_guest(), false, measure_kick<RawGuest>);
+    add("irq_to_handler", interruptible_guest(looping), true, measure_interrupt<RawGuest>);
+    add("irq_to_handler_from_hlt", interruptible_guest(halting), true, measure_interrupt<RawGuest>);
+    benchmark::RegisterBenchmark((prefix + "slot_add_and_delete_8_vcpus").c_str(),
+                                 measure_raw_slot_change)
+        ->UseRealTime()
+        ->Iterations(slot_iterations);
+    benchmark::RegisterBenchmark(
+        (prefix + "create_vm_and_vcpu").c_str(), [](benchmark::State& state) {
+            const Memory memory = make_memory({});
+            for (auto _ : state) {
+                benchmark::DoNotOptimize(bench::RawKvm::create(memory.get(), memory_size, code_at));
+            }
+        });
 }
 
 }  // namespace
 
 int main(int argc, char** argv)
 {
+    // What RawKvm::kick() sends: without SA_RESTART, so that KVM_RUN ends.
+    struct sigaction nothing {};
+    nothing.sa_handler = [](int) {};
+    ::sigaction(SIGUSR1, &nothing, nullptr);
+
     benchmark::Initialize(&argc, argv);
     for (const vmm::EngineReport& report : vmm::probe_engines()) {
         fmt::print(stderr, "engine {}: {}\n", vmm::name(report.engine), report.reason);

@@ -5,13 +5,16 @@
 
 #pragma once
 
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -26,52 +29,107 @@ public:
         return static_cast<bool>(vmm::UniqueFd{::open("/dev/kvm", O_RDWR | O_CLOEXEC)});
     }
 
-    /// Real mode, segment bases 0 but FS, whose base lies beyond the slot; nothing on failure.
+    /// A VM of one slot and one vCPU, in real mode with segment bases 0 but for FS, whose base lies
+    /// beyond the slot; nothing on failure.
     [[nodiscard]] static std::optional<RawKvm> create(std::byte* memory,
                                                       std::size_t size,
-                                                      std::uint16_t rip)
+                                                      std::uint16_t rip,
+                                                      bool irqchip = false)
     {
         RawKvm guest;
         guest.kvm_.reset(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
         guest.vm_.reset(::ioctl(guest.kvm_.get(), KVM_CREATE_VM, 0UL));
+        if (!guest.vm_ || !guest.set_slot(0, 0, memory, size) ||
+            (irqchip && ::ioctl(guest.vm_.get(), KVM_CREATE_IRQCHIP, 0UL) != 0) ||
+            !guest.add_vcpu(rip)) {
+            return std::nullopt;
+        }
+        return guest;
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION; `size` 0 deletes.
+    [[nodiscard]] bool set_slot(std::uint32_t slot,
+                                std::uint64_t gpa,
+                                std::byte* memory,
+                                std::size_t size) const
+    {
         kvm_userspace_memory_region region{};
+        region.slot = slot;
+        region.guest_phys_addr = gpa;
         region.memory_size = size;
         // SAFETY: KVM takes the address as an integer.
         region.userspace_addr = reinterpret_cast<std::uintptr_t>(memory);
-        if (!guest.vm_ || ::ioctl(guest.vm_.get(), KVM_SET_USER_MEMORY_REGION, &region) != 0) {
-            return std::nullopt;
+        return ::ioctl(vm_.get(), KVM_SET_USER_MEMORY_REGION, &region) == 0;
+    }
+
+    /// Another vCPU, in the same state.
+    [[nodiscard]] bool add_vcpu(std::uint16_t rip)
+    {
+        VcpuFd vcpu{vmm::UniqueFd{::ioctl(vm_.get(), KVM_CREATE_VCPU, vcpus_.size())}, nullptr};
+        const int run_size = ::ioctl(kvm_.get(), KVM_GET_VCPU_MMAP_SIZE, 0UL);
+        if (!vcpu.fd || run_size <= 0) {
+            return false;
         }
-        guest.vcpu_.reset(::ioctl(guest.vm_.get(), KVM_CREATE_VCPU, 0UL));
-        const int run_size = ::ioctl(guest.kvm_.get(), KVM_GET_VCPU_MMAP_SIZE, 0UL);
-        if (!guest.vcpu_ || run_size <= 0) {
-            return std::nullopt;
-        }
+        void* const area = ::mmap(nullptr, static_cast<std::size_t>(run_size),
+                                  PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.fd.get(), 0);
         kvm_sregs sregs{};
         kvm_regs regs{};
-        if (::ioctl(guest.vcpu_.get(), KVM_GET_SREGS, &sregs) != 0) {
-            return std::nullopt;
+        if (area == MAP_FAILED || ::ioctl(vcpu.fd.get(), KVM_GET_SREGS, &sregs) != 0) {
+            return false;
         }
+        // The mapping lasts as long as the program, as do few of them.
+        vcpu.area = static_cast<kvm_run*>(area);
         sregs.cs.base = 0;
         sregs.cs.selector = 0;
         sregs.fs.base = 0x1000'0000;
         regs.rip = rip;
         regs.rsp = 0x8000;
         regs.rflags = 2;
-        if (::ioctl(guest.vcpu_.get(), KVM_SET_SREGS, &sregs) != 0 ||
-            ::ioctl(guest.vcpu_.get(), KVM_SET_REGS, &regs) != 0 || guest.run() != 0) {
-            return std::nullopt;
+        if (::ioctl(vcpu.fd.get(), KVM_SET_SREGS, &sregs) != 0 ||
+            ::ioctl(vcpu.fd.get(), KVM_SET_REGS, &regs) != 0) {
+            return false;
         }
-        return guest;
+        vcpus_.push_back(std::move(vcpu));
+        return true;
     }
 
-    int run() const { return ::ioctl(vcpu_.get(), KVM_RUN, 0UL); }
+    /// KVM_RUN of a vCPU: 0, or -1 with EINTR after a kick.
+    int run(std::size_t vcpu = 0) const
+    {
+        const int result = ::ioctl(vcpus_[vcpu].fd.get(), KVM_RUN, 0UL);
+        vcpus_[vcpu].area->immediate_exit = 0;
+        return result;
+    }
+
+    /// Ends a `run()` of `thread` as KVM's clients do: by `immediate_exit`, for a run that is about
+    /// to begin, and by a signal (SIGUSR1, which has a handler that does nothing).
+    void kick(pthread_t thread, std::size_t vcpu = 0) const
+    {
+        vcpus_[vcpu].area->immediate_exit = 1;
+        ::pthread_kill(thread, SIGUSR1);
+    }
+
+    void set_irq_line(std::uint32_t gsi, bool level) const
+    {
+        kvm_irq_level line{};
+        line.irq = gsi;
+        line.level = level ? 1U : 0U;
+        static_cast<void>(::ioctl(vm_.get(), KVM_IRQ_LINE, &line));
+    }
+
+    [[nodiscard]] std::size_t vcpu_count() const { return vcpus_.size(); }
 
 private:
     RawKvm() = default;
 
+    struct VcpuFd {
+        vmm::UniqueFd fd;
+        kvm_run* area;
+    };
+
     vmm::UniqueFd kvm_;
     vmm::UniqueFd vm_;
-    vmm::UniqueFd vcpu_;
+    std::vector<VcpuFd> vcpus_;
 };
 
 }  // namespace bench

@@ -136,12 +136,14 @@ void VcpuCore::deliver_smi() noexcept
 Result<Exit> VcpuCore::run() noexcept
 {
     for (;;) {
-        if (kicked_.exchange(false, std::memory_order_acquire)) {
+        // Looked at before they are taken: an exchange costs more than all else here.
+        if (kicked_.load(std::memory_order_relaxed) &&
+            kicked_.exchange(false, std::memory_order_acquire)) {
             complete_pending();
             return Exit{Interrupted{}, this};
         }
         handle_init_and_sipi();
-        if (clock_changed_.exchange(false)) {
+        if (clock_changed_.load(std::memory_order_relaxed) && clock_changed_.exchange(false)) {
             update_kvmclock();
         }
         if (!is_runnable()) {
@@ -336,6 +338,21 @@ bool VcpuCore::port_read(Port port, std::span<std::byte> data) noexcept
 bool VcpuCore::port_write(Port port, std::span<const std::byte> data) noexcept
 {
     return vm_->port_bus.write(port, data);
+}
+
+bool VcpuCore::may_answer_port(Port port, std::size_t size) noexcept
+{
+    // Before the look-up: a change that comes between is seen as one.
+    const std::uint64_t generation = vm_->port_bus.generation();
+    if (unanswered_.port == port && unanswered_.size == size &&
+        unanswered_.generation == generation) {
+        return false;
+    }
+    if (vm_->port_bus.answers(port, size)) {
+        return true;
+    }
+    unanswered_ = {generation, port, size};
+    return false;
 }
 
 void VcpuCore::write_cr8(std::uint64_t value) noexcept

@@ -72,6 +72,7 @@ public:
     bool mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept override;
     bool port_read(Port port, std::span<std::byte> data) noexcept override;
     bool port_write(Port port, std::span<const std::byte> data) noexcept override;
+    bool may_answer_port(Port port, std::size_t size) noexcept override;
     x86::MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept override;
     x86::MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept override;
     void write_cr8(std::uint64_t value) noexcept override;
@@ -118,6 +119,13 @@ private:
     std::uint64_t apic_base_{0xfee0'0900};  // Without a local APIC.
     std::uint64_t tsc_adjust_{};
     x86::MpState mp_state_{x86::MpState::Runnable};
+    /// A port access that nobody answered, at this generation of the bus.
+    struct Unanswered {
+        std::uint64_t generation{};
+        Port port{};
+        std::size_t size{};  // 0: none yet.
+    };
+    Unanswered unanswered_;
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.
     std::optional<std::uint8_t> user_interrupt_;  // KVM_INTERRUPT, waiting.

@@ -59,6 +59,15 @@ public:
     virtual bool port_read(Port port, std::span<std::byte> data) noexcept = 0;
     virtual bool port_write(Port port, std::span<const std::byte> data) noexcept = 0;
 
+    /// False: nobody in the library answers an access of `size` bytes at `port`, and asking for it
+    /// would be in vain.  Cheap, and never blocks; may say true too often.
+    virtual bool may_answer_port(Port port, std::size_t size) noexcept
+    {
+        static_cast<void>(port);
+        static_cast<void>(size);
+        return true;
+    }
+
     /// MSRs that are not plain CPU state (APIC, kvmclock, MTRRs, feature MSRs, unknown ones …).
     virtual MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept = 0;
     virtual MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept = 0;

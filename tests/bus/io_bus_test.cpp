@@ -204,6 +204,19 @@ TEST_F(IoBusTest, RemovingDestroysWhatTheBusHeld)
     EXPECT_EQ(device.use_count(), 1);
 }
 
+TEST_F(IoBusTest, TheGenerationGrowsWithEachChangeAndNothingElse)
+{
+    const auto first = bus_.generation();
+    ASSERT_TRUE(bus_.add(ports(0x10, 4), &device_).has_value());
+    const auto second = bus_.generation();
+    EXPECT_GT(second, first);
+    ASSERT_FALSE(bus_.add(ports(0x10, 4), &device_).has_value());
+    ASSERT_FALSE(bus_.remove(ports(0x20, 4)).has_value());
+    EXPECT_EQ(bus_.generation(), second);
+    ASSERT_TRUE(bus_.remove(ports(0x10, 4)).has_value());
+    EXPECT_GT(bus_.generation(), second);
+}
+
 TEST_F(IoBusTest, AHintNeverChangesTheAnswer)
 {
     Recorder other;

@@ -179,6 +179,25 @@ TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
     EXPECT_EQ(small.vm().detach(ports).error().errno_value(), ENOENT);
 }
 
+TEST(Vm, ADeviceMayComeAndGoBetweenAccessesToItsPort)
+{
+    SmallVm small;
+    const auto device = std::make_shared<Register>();
+    const PortRange ports = *PortRange::make(Port{0x20}, 4);
+    // 1: out %al, $0x20; out %al, $0x80; jmp 1b
+    small.place(SmallVm::code_at, {0xe6, 0x20, 0xe6, 0x80, 0xeb, 0xfa});
+    Vcpu vcpu = small.vcpu();
+    const auto next_port = [&] { return vcpu.run().value().get_if<PortWrite>()->port; };
+    for (int round = 0; round < 3; ++round) {
+        EXPECT_EQ(next_port(), Port{0x20});
+        EXPECT_EQ(next_port(), Port{0x80});
+        ASSERT_TRUE(small.vm().attach(ports, device).has_value());
+        EXPECT_EQ(next_port(), Port{0x80});
+        EXPECT_EQ(next_port(), Port{0x80});
+        ASSERT_TRUE(small.vm().detach(ports).has_value());
+    }
+}
+
 TEST(Vm, TheLastOneMayGoOnTheEventLoopsThread)
 {
     auto small = std::make_unique<SmallVm>();

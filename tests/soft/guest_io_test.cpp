@@ -75,6 +75,18 @@ TEST_F(GuestIo, InIsCompletedWithoutRunning)
     EXPECT_EQ(guest.reg(Rcx), 1U);
 }
 
+TEST_F(GuestIo, AnAnsweredInEndsInASingleStepTrap)
+{
+    guest.load(Guest::code, {0xec, 0xf4});
+    guest.state().rflags |= std::uint64_t{1} << 8U;  // TF
+    EXPECT_EQ(guest.run(), Reason::PortRead);
+    EXPECT_EQ(guest.state().pending_debug, 0U);
+    answer<std::uint8_t>(guest.exit, 0x42);
+    EXPECT_TRUE(guest.vcpu->complete_pending());
+    EXPECT_EQ(guest.reg(Rax) & 0xffU, 0x42U);
+    EXPECT_EQ(guest.state().pending_debug, std::uint64_t{1} << 14U);  // DR6.BS
+}
+
 TEST_F(GuestIo, KickWithAnAnswerPendingCompletesFirst)
 {
     guest.load(Guest::code, {0xec, 0xf4});

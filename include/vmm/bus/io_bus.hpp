@@ -38,6 +38,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -139,6 +140,7 @@ public:
             auto added = std::make_unique<Attachment>(Attachment{range, match, std::move(device)});
             Attachment* const at = added.get();
             const auto place = attachments_.emplace(first, std::move(added)).first;
+            const Bump bump{generation_};
             try {
                 published_.update([&](const Map& old) {
                     return old.with({first, range.last().value(), at});
@@ -168,6 +170,7 @@ public:
                          "remove from bus: nothing was added at " + name(range) +
                              (other != nullptr ? "; there is " + name(other->range) : "")};
         }
+        const Bump bump{generation_};
         try {
             published_.update([&](const Map& old) { return old.without(first); });
         } catch (const std::bad_alloc&) {
@@ -211,11 +214,31 @@ public:
         return entry != nullptr && belongs(*entry, address, size);
     }
 
+    /// Grows with each change, after accesses can meet it and before `add` or `remove` returns.
+    /// What `answers` said stays true, but for changes that are going on, while this stays the
+    /// same.
+    [[nodiscard]] std::uint64_t generation() const noexcept
+    {
+        return generation_.load(std::memory_order_acquire);
+    }
+
     /// How many ranges there are.
     [[nodiscard]] std::size_t size() const noexcept { return published_.read()->size(); }
 
 private:
     using Entry = typename Map::Entry;
+
+    /// Counts a change when its scope ends.
+    struct Bump {
+        std::atomic<std::uint64_t>& generation;
+
+        explicit Bump(std::atomic<std::uint64_t>& of) noexcept : generation{of} {}
+        Bump(const Bump&) = delete;
+        Bump& operator=(const Bump&) = delete;
+        Bump(Bump&&) = delete;
+        Bump& operator=(Bump&&) = delete;
+        ~Bump() { generation.fetch_add(1, std::memory_order_release); }
+    };
 
     static std::string name(Range range)
     {
@@ -272,6 +295,7 @@ private:
     }
 
     memory::Published<Map> published_;
+    std::atomic<std::uint64_t> generation_{0};
     std::mutex changes_;  // attachments_, and the order of publications.
     std::map<std::uint64_t, std::unique_ptr<Attachment>> attachments_;  // By first address.
 };

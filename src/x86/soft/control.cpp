@@ -242,10 +242,19 @@ void complete_msr(Cpu& cpu)
         cpu.gpr[Rax] = cpu.exit.msr_value & 0xffff'ffffU;
         cpu.gpr[Rdx] = cpu.exit.msr_value >> 32U;
     }
-    cpu.rip = cpu.ip_mask(cpu.rip + cpu.exit.instruction_size);
+    complete_instruction(cpu, cpu.exit.instruction_size);
+}
+
+void complete_instruction(Cpu& cpu, std::uint8_t length)
+{
+    constexpr std::uint64_t dr6_bs = std::uint64_t{1} << 14U;
+    cpu.rip = cpu.ip_mask(cpu.rip + length);
     cpu.rflags &= ~Rflags::RF.mask;
     cpu.sti_shadow = false;
     cpu.mov_ss_shadow = false;
+    if ((cpu.rflags & Rflags::TF.mask) != 0) {
+        cpu.pending_debug |= dr6_bs;
+    }
 }
 
 void check_io_permission(Cpu& cpu, std::uint16_t port, unsigned size)

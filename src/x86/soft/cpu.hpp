@@ -120,10 +120,10 @@ struct JumpEntry {
 struct Chain {
     static constexpr std::size_t table_size = 4096;
 
-    JumpEntry* table{};         ///< `table_size` entries: those of the current mode.
-    std::uint64_t salt{};       ///< Changes when all entries become stale.
-    const Op* unlinked{};       ///< A branch that could go to its target directly next time.
-    std::uintptr_t floor{};     ///< Host stack pointer below which blocks return to the run loop.
+    JumpEntry* table{};      ///< `table_size` entries: those of the current mode.
+    std::uint64_t salt{};    ///< Changes when all entries become stale.
+    const Op* unlinked{};    ///< A branch that could go to its target directly next time.
+    std::uintptr_t floor{};  ///< Host stack pointer below which blocks return to the run loop.
 };
 
 /// Data of IN, OUT and their string forms on the way to or from the caller.
@@ -132,6 +132,7 @@ struct PortIo {
     std::uint16_t port{};
     std::uint8_t size{};
     std::uint32_t count{};  ///< Elements in `buffer` that the caller is to fill, or has filled.
+    std::uint8_t length{};  ///< Of an IN, in bytes; 0 for INS, which is executed again instead.
     bool waiting{};         ///< The caller is filling `buffer`.
     bool answered{};        ///< The caller has: the instruction is executed again and takes it.
 };
@@ -193,7 +194,7 @@ struct Cpu : CpuState {
     bool x87_live{};
     /// MXCSR is in the host's, too: the flags in `fpu.mxcsr` are stale, the other bits are not.
     bool mxcsr_live{};
-    std::uint32_t host_mxcsr{};         ///< While `mxcsr_live`: the host's own.
+    std::uint32_t host_mxcsr{};        ///< While `mxcsr_live`: the host's own.
     std::uint8_t x87_pointer_rules{};  ///< See x87.hpp; from CPUID, set on loading.
 
     // --- Surroundings.

@@ -4,8 +4,9 @@
 /// IN OUT INS OUTS.
 ///
 /// The library's devices are asked first.  What they do not answer leaves to the caller: a write
-/// when the instruction is complete, a read before it, which is executed again once the caller has
-/// filled the buffer.  Repeated ones leave with as many elements as the page holds, as KVM does.
+/// when the instruction is complete, a read before it.  Once the caller has filled the buffer,
+/// `complete_in` does the rest of an IN, and an INS is executed again.  Repeated ones leave with as
+/// many elements as the page holds, as KVM does.
 
 #include <cstring>
 
@@ -40,6 +41,9 @@ std::span<std::byte> element(PortIo& io, std::size_t index, unsigned size) noexc
 
 bool read_device(Cpu& cpu, std::uint16_t port, std::span<std::byte> data)
 {
+    if (!cpu.host.may_answer_port(Port{port}, data.size())) {
+        return false;
+    }
     fpu_release(cpu);
     const OutOfGuest out{cpu.vm, cpu};
     return cpu.host.port_read(Port{port}, data);
@@ -47,6 +51,9 @@ bool read_device(Cpu& cpu, std::uint16_t port, std::span<std::byte> data)
 
 bool write_device(Cpu& cpu, std::uint16_t port, std::span<const std::byte> data)
 {
+    if (!cpu.host.may_answer_port(Port{port}, data.size())) {
+        return false;
+    }
     fpu_release(cpu);
     const OutOfGuest out{cpu.vm, cpu};
     return cpu.host.port_write(Port{port}, data);
@@ -67,10 +74,15 @@ void ask_caller(Cpu& cpu,
     cpu.exit_pending = true;
 }
 
-/// Leaves for `count` elements; the instruction will find them in the buffer.
-void ask_for_input(Cpu& cpu, std::uint16_t port, unsigned size, std::uint64_t count)
+/// Leaves for `count` elements, which will be in the buffer.  `length`: see PortIo.
+void ask_for_input(Cpu& cpu,
+                   std::uint16_t port,
+                   unsigned size,
+                   std::uint64_t count,
+                   std::uint8_t length)
 {
     PortIo& io = cpu.port_io;
+    io.length = length;
     std::memset(io.buffer.data(), 0xff, count * size);  // What nobody answers reads as ones.
     io.port = port;
     io.size = static_cast<std::uint8_t>(size);
@@ -95,11 +107,10 @@ template <typename T>
     const std::uint16_t port = port_of(cpu, op);
     check_access(cpu, port, sizeof(T));
     const std::span<std::byte> data = element(cpu.port_io, 0, sizeof(T));
-    if (!is_answered(cpu, port, sizeof(T)) && !read_device(cpu, port, data)) {
-        ask_for_input(cpu, port, sizeof(T), 1);
+    if (!read_device(cpu, port, data)) {
+        ask_for_input(cpu, port, sizeof(T), 1, op.length);
         return false;
     }
-    cpu.port_io.answered = false;
     set_gpr<T>(cpu, 0, load_host<T>(data.data()));
     return true;
 }
@@ -158,7 +169,7 @@ bool read_elements(Cpu& cpu, std::uint16_t port, std::uint64_t count)
         ++done;
     }
     if (done == 0) {
-        ask_for_input(cpu, port, sizeof(T), count);
+        ask_for_input(cpu, port, sizeof(T), count, 0);
         return false;
     }
     io.port = port;
@@ -247,6 +258,18 @@ const Op* string_io(Cpu& cpu, const Op* op)
 }
 
 }  // namespace
+
+void complete_in(Cpu& cpu)
+{
+    const PortIo& io = cpu.port_io;
+    const std::byte* const data = io.buffer.data();
+    switch (io.size) {
+    case 1: set_gpr<std::uint8_t>(cpu, 0, load_host<std::uint8_t>(data)); break;
+    case 2: set_gpr<std::uint16_t>(cpu, 0, load_host<std::uint16_t>(data)); break;
+    default: set_gpr<std::uint32_t>(cpu, 0, load_host<std::uint32_t>(data)); break;
+    }
+    complete_instruction(cpu, io.length);
+}
 
 Handler select_port_io(const Insn& insn, const SelectContext& /*context*/, Op& op)
 {

@@ -279,9 +279,11 @@ bool RunLoop::complete()
     if (msr_pending_) {
         msr_pending_ = false;
         complete_msr(cpu_);
-        if ((cpu_.rflags & flag_tf) != 0) {
-            cpu_.pending_debug |= dr6_bs;
-        }
+        return true;
+    }
+    if (cpu_.port_io.waiting && cpu_.port_io.length != 0) {
+        cpu_.port_io.waiting = false;
+        complete_in(cpu_);
         return true;
     }
     if (cpu_.mmio.waiting) {

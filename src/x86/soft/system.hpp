@@ -72,6 +72,10 @@ void write_msr(Cpu& cpu, std::uint32_t index, std::uint64_t value, bool& to_user
 /// EDX:EAX from `cpu.exit.msr_value`, RIP to the next instruction.  `cpu.rip` is still that of the
 /// instruction, `cpu.exit` still what it was.
 void complete_msr(Cpu& cpu);
+/// The rest of an IN whose answer is in `Cpu::port_io`.
+void complete_in(Cpu& cpu);
+/// Goes past an instruction of `length` bytes that has been completed outside of its handler.
+void complete_instruction(Cpu& cpu, std::uint8_t length);
 
 /// Whether an access to I/O port(s) is allowed (IOPL, TSS bitmap); #GP(0) if not.
 void check_io_permission(Cpu& cpu, std::uint16_t port, unsigned size);
