@@ -63,6 +63,12 @@ void take_x87(FpuRegisters& fpu, const Legacy& area) noexcept
     std::memcpy(fpu.x87.data() + x87_image::st, area.data() + x87_image::st, st_size);
     const auto fcw = x87_image::get<std::uint16_t>(fpu, x87_image::fcw);
     x87_image::set(fpu, x87_image::fcw, static_cast<std::uint16_t>((fcw & 0x1f3fU) | 0x40U));
+    // ES and B follow from flags and masks.
+    unsigned fsw = x87_image::get<std::uint16_t>(fpu, x87_image::fsw) & 0x7f7fU;
+    if ((fsw & ~unsigned{fcw} & x87_exceptions) != 0) {
+        fsw |= 0x8080U;
+    }
+    x87_image::set(fpu, x87_image::fsw, static_cast<std::uint16_t>(fsw));
     fpu.x87[5] = std::byte{0};
     const auto fop = x87_image::get<std::uint16_t>(fpu, x87_image::fop);
     x87_image::set(fpu, x87_image::fop, static_cast<std::uint16_t>(fop & 0x7ffU));
@@ -71,7 +77,12 @@ void take_x87(FpuRegisters& fpu, const Legacy& area) noexcept
     }
 }
 
-/// Without REX.W the pointers are 32 bits with a selector above.
+bool keeps_selectors(const Cpu& cpu) noexcept
+{
+    return (x87_pointer_rules(cpu.cpuid) & x87_rule::selectors) != 0;
+}
+
+/// Without REX.W the pointers are 32 bits with a selector above, if the processor has any.
 void narrow_pointers(Legacy& area, bool keep_selectors) noexcept
 {
     for (const std::size_t at : {x87_image::fip + 4, x87_image::fdp + 4}) {
@@ -226,11 +237,11 @@ private:
     Legacy area{};
     put_x87(cpu.fpu, area);
     if (op->extra == 0) {
-        narrow_pointers(area, !cpu.code_64());
+        narrow_pointers(area, keeps_selectors(cpu) && !cpu.code_64());
     }
     const GuestArea to{cpu, *op, linear};
     if ((cpu.cr4 & cr4_osfxsr) == 0) {
-        to.probe(x87_image::xmm);
+        to.probe(legacy_size);
         to.write(0, area.data(), x87_image::mxcsr);
         to.write(x87_image::st, area.data() + x87_image::st, st_size);
         return;
@@ -238,9 +249,8 @@ private:
     put_mxcsr(cpu.fpu, area);
     const std::size_t count = register_count(cpu);
     put_xmm(cpu.fpu, area, count);
-    const std::size_t size = x87_image::xmm + 16 * count;
-    to.probe(size);
-    to.write(0, area.data(), size);
+    to.probe(legacy_size);
+    to.write(0, area.data(), x87_image::xmm + 16 * count);
 }
 
 [[gnu::noinline]] void fxrstor(Cpu& cpu, const Op* op)
@@ -248,7 +258,7 @@ private:
     check_fxsave(cpu);
     const std::uint64_t linear = aligned_address(cpu, *op, legacy_size, Access::Read, 16);
     Legacy area{};
-    GuestArea{cpu, *op, linear}.read(0, area.data(), x87_image::end);
+    GuestArea{cpu, *op, linear}.read(0, area.data(), legacy_size);
     fpu_release(cpu);
     const std::uint32_t mxcsr = get32(area, x87_image::mxcsr);
     if ((cpu.cr4 & cr4_osfxsr) != 0) {
@@ -259,7 +269,7 @@ private:
         take_xmm(cpu.fpu, area, register_count(cpu));
     }
     if (op->extra == 0) {
-        narrow_pointers(area, true);
+        narrow_pointers(area, keeps_selectors(cpu));
     }
     take_x87(cpu.fpu, area);
 }
@@ -277,7 +287,7 @@ void write_components(const Cpu& cpu,
     if ((components & x87_component) != 0) {
         put_x87(cpu.fpu, area);
         if (op.extra == 0) {
-            narrow_pointers(area, !cpu.code_64());
+            narrow_pointers(area, keeps_selectors(cpu) && !cpu.code_64());
         }
         to.write(0, area.data(), x87_control_size);
         to.write(x87_image::st, area.data() + x87_image::st, st_size);
@@ -426,7 +436,7 @@ template <bool supervisor>
         area.read(avx_offset, from.avx.data(), avx_size);
     }
     if (op->extra == 0) {
-        narrow_pointers(from.legacy, true);
+        narrow_pointers(from.legacy, keeps_selectors(cpu));
     }
     fpu_release(cpu);
     commit(cpu, from);
