@@ -21,6 +21,10 @@ vmm_build_packages=(
     libgmock-dev libgtest-dev
 )
 
+# What preset fuzz needs beside: libFuzzer.
+# shellcheck disable=SC2034
+vmm_fuzz_packages=(clang libclang-rt-14-dev)
+
 as_root() {
     if [[ $EUID -eq 0 ]]; then
         "$@"
