@@ -13,9 +13,12 @@ namespace {
 
 using test::SmallVm;
 
-TEST(Vcpu, StartsInTheResetState)
+class VcpuTest : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, VcpuTest, test::engines, test::engine_name);
+
+TEST_P(VcpuTest, StartsInTheResetState)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const Vcpu vcpu = small.vm().create_vcpu(0).value();
     const x86::Regs regs = vcpu.regs();
     const x86::Sregs sregs = vcpu.sregs();
@@ -29,9 +32,9 @@ TEST(Vcpu, StartsInTheResetState)
     EXPECT_EQ(vcpu.mp_state(), x86::MpState::Runnable);
 }
 
-TEST(Vcpu, RegistersRoundTrip)
+TEST_P(VcpuTest, RegistersRoundTrip)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     Vcpu vcpu = small.vcpu();
     x86::Regs regs{.rax = 1,
                    .rbx = 2,
@@ -55,9 +58,9 @@ TEST(Vcpu, RegistersRoundTrip)
     EXPECT_EQ(vcpu.regs(), regs);
 }
 
-TEST(Vcpu, AKickBeforeTheRunIsNotLost)
+TEST_P(VcpuTest, AKickBeforeTheRunIsNotLost)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     small.place(SmallVm::code_at, {0xf4});
     Vcpu vcpu = small.vcpu();
     vcpu.kicker().kick();
@@ -65,9 +68,9 @@ TEST(Vcpu, AKickBeforeTheRunIsNotLost)
     EXPECT_TRUE(vcpu.run()->is<Halt>());
 }
 
-TEST(Vcpu, AKickEndsAnEndlessLoop)
+TEST_P(VcpuTest, AKickEndsAnEndlessLoop)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     small.place(SmallVm::code_at, {0xe6, 0x10, 0xeb, 0xfe});  // out %al, $0x10; jmp .
     Vcpu vcpu = small.vcpu();
     ASSERT_TRUE(vcpu.run()->is<PortWrite>());
@@ -77,9 +80,9 @@ TEST(Vcpu, AKickEndsAnEndlessLoop)
     EXPECT_EQ(vcpu.regs().rip, SmallVm::code_at + 2U);
 }
 
-TEST(Vcpu, AKickWakesAHaltedOne)
+TEST_P(VcpuTest, AKickWakesAHaltedOne)
 {
-    SmallVm small{SmallVm::Irqchip::Full};
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
     small.place(SmallVm::code_at, {0xe6, 0x10, 0xf4});  // out; hlt
     Vcpu vcpu = small.vcpu();
     ASSERT_TRUE(vcpu.run()->is<PortWrite>());
@@ -88,16 +91,16 @@ TEST(Vcpu, AKickWakesAHaltedOne)
     other.join();
 }
 
-TEST(Vcpu, AKickerOutlivesItsVcpu)
+TEST_P(VcpuTest, AKickerOutlivesItsVcpu)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const auto kicker = [&] { return small.vcpu().kicker(); }();
     kicker.kick();
 }
 
-TEST(Vcpu, CompleteFinishesAPortReadWithoutRunning)
+TEST_P(VcpuTest, CompleteFinishesAPortReadWithoutRunning)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     small.place(SmallVm::code_at, {0xe4, 0x10, 0xf4});  // in $0x10, %al; hlt
     Vcpu vcpu = small.vcpu();
     const Exit exit = vcpu.run().value();
@@ -112,9 +115,9 @@ TEST(Vcpu, CompleteFinishesAPortReadWithoutRunning)
     EXPECT_EQ(vcpu.regs().rax & 0xffU, 0x5aU);
 }
 
-TEST(Vcpu, MmioExitsCarryAddressAndData)
+TEST_P(VcpuTest, MmioExitsCarryAddressAndData)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     // mov $0xffff, %ax; mov %ax, %ds; mov 0x8010, %eax (0x108000); mov %ax, 0x8010; hlt
     small.place(SmallVm::code_at,
                 {0xb8, 0xff, 0xff, 0x8e, 0xd8, 0x66, 0xa1, 0x10, 0x80, 0xa3, 0x14, 0x80, 0xf4});
@@ -137,9 +140,9 @@ TEST(Vcpu, MmioExitsCarryAddressAndData)
     EXPECT_EQ(vcpu.regs().rax, 0x4433'2211U);
 }
 
-TEST(Vcpu, ATripleFaultIsAShutdown)
+TEST_P(VcpuTest, ATripleFaultIsAShutdown)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     small.place(SmallVm::code_at, {0x0f, 0x0b});  // ud2, with no interrupt table
     Vcpu vcpu = small.vcpu();
     x86::Sregs sregs = vcpu.sregs();
@@ -148,9 +151,9 @@ TEST(Vcpu, ATripleFaultIsAShutdown)
     EXPECT_TRUE(vcpu.run()->is<Shutdown>());
 }
 
-TEST(Vcpu, CodeInNoSlotIsAnInternalError)
+TEST_P(VcpuTest, CodeInNoSlotIsAnInternalError)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     Vcpu vcpu = small.vcpu();
     x86::Sregs sregs = vcpu.sregs();
     sregs.cs.base = 0x4000'0000;
@@ -158,9 +161,9 @@ TEST(Vcpu, CodeInNoSlotIsAnInternalError)
     EXPECT_TRUE(vcpu.run()->is<InternalError>());
 }
 
-TEST(Vcpu, RefusedStateNamesTheFieldAndTheManual)
+TEST_P(VcpuTest, RefusedStateNamesTheFieldAndTheManual)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     Vcpu vcpu = small.vcpu();
     x86::Sregs sregs = vcpu.sregs();
     sregs.cr4 = 0x2000;
@@ -182,9 +185,9 @@ TEST(Vcpu, RefusedStateNamesTheFieldAndTheManual)
     EXPECT_EQ(vcpu.msr(0x1234'5678).error().errno_value(), EINVAL);
 }
 
-TEST(Vcpu, MsrsOfTheIndexListRoundTrip)
+TEST_P(VcpuTest, MsrsOfTheIndexListRoundTrip)
 {
-    SmallVm small{SmallVm::Irqchip::Full};
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
     Vcpu vcpu = small.vcpu();
     for (const std::uint32_t index : small.kvm().msr_index_list()) {
         const auto value = vcpu.msr(index);
@@ -195,9 +198,9 @@ TEST(Vcpu, MsrsOfTheIndexListRoundTrip)
     }
 }
 
-TEST(Vcpu, ACpuidFeatureTheHostLacksIsRefused)
+TEST_P(VcpuTest, ACpuidFeatureTheHostLacksIsRefused)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     Vcpu vcpu = small.vcpu();
     auto entries = small.kvm().supported_cpuid();
     for (x86::CpuidEntry& entry : entries) {
@@ -210,9 +213,9 @@ TEST(Vcpu, ACpuidFeatureTheHostLacksIsRefused)
     EXPECT_EQ(refused.error().errno_value(), EINVAL);
 }
 
-TEST(Vcpu, FpuAndXsaveStateRoundTrip)
+TEST_P(VcpuTest, FpuAndXsaveStateRoundTrip)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     Vcpu vcpu = small.vcpu();
     x86::Fpu fpu = vcpu.fpu();
     fpu.fcw = 0x27f;
@@ -235,9 +238,9 @@ void place_handler(SmallVm& small, unsigned vector, std::uint16_t handler)
     small.place(handler, {0xb0, vector, 0xe6, 0x80, 0xcf});
 }
 
-TEST(Vcpu, AnInterruptWaitsForTheGuestToAllowIt)
+TEST_P(VcpuTest, AnInterruptWaitsForTheGuestToAllowIt)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     place_handler(small, 0x30, 0x2000);
     // out %al, $0x10; sti; nop; nop; hlt
     small.place(SmallVm::code_at, {0xe6, 0x10, 0xfb, 0x90, 0x90, 0xf4});
@@ -254,9 +257,9 @@ TEST(Vcpu, AnInterruptWaitsForTheGuestToAllowIt)
     EXPECT_TRUE(vcpu.run()->is<Halt>());
 }
 
-TEST(Vcpu, AnIrqWindowExitComesWhenInterruptsAreAllowed)
+TEST_P(VcpuTest, AnIrqWindowExitComesWhenInterruptsAreAllowed)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     small.place(SmallVm::code_at, {0x90, 0xfb, 0x90, 0xf4});  // nop; sti; nop; hlt
     Vcpu vcpu = small.vcpu();
     vcpu.request_irq_window(true);
@@ -267,9 +270,9 @@ TEST(Vcpu, AnIrqWindowExitComesWhenInterruptsAreAllowed)
     EXPECT_TRUE(vcpu.run()->is<Halt>());
 }
 
-TEST(Vcpu, AnNmiIsDeliveredOnce)
+TEST_P(VcpuTest, AnNmiIsDeliveredOnce)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     place_handler(small, 2, 0x2000);
     small.place(SmallVm::code_at, {0xf4, 0xf4});
     Vcpu vcpu = small.vcpu();
@@ -282,9 +285,9 @@ TEST(Vcpu, AnNmiIsDeliveredOnce)
     EXPECT_FALSE(vcpu.events().nmi.masked);
 }
 
-TEST(Vcpu, AnInjectedExceptionHasItsErrorCode)
+TEST_P(VcpuTest, AnInjectedExceptionHasItsErrorCode)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     place_handler(small, 6, 0x2000);
     small.place(SmallVm::code_at, {0xf4});
     Vcpu vcpu = small.vcpu();
@@ -298,9 +301,9 @@ TEST(Vcpu, AnInjectedExceptionHasItsErrorCode)
     EXPECT_EQ(vcpu.set_events(events).error().errno_value(), EINVAL);
 }
 
-TEST(Vcpu, TranslateFollowsTheGuestsPageTables)
+TEST_P(VcpuTest, TranslateFollowsTheGuestsPageTables)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     Vcpu vcpu = small.vcpu();
     EXPECT_EQ(vcpu.translate(Gva{0x1234}), Gpa{0x1234});
     // 32-bit paging: directory at 0x3000, its entry 1 a table at 0x4000, its entry 2 page 0x5000.
@@ -314,9 +317,9 @@ TEST(Vcpu, TranslateFollowsTheGuestsPageTables)
     EXPECT_FALSE(vcpu.translate(Gva{0x1234}).has_value());
 }
 
-TEST(Vcpu, AnApplicationProcessorStartsBySipi)
+TEST_P(VcpuTest, AnApplicationProcessorStartsBySipi)
 {
-    SmallVm small{SmallVm::Irqchip::Full};
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
     // The BSP writes ICR through x2APIC: INIT then SIPI vector 2 to APIC id 1, then spins.
     small.place(SmallVm::code_at,
                 {0xb9, 0x1b, 0x00,                        // mov $IA32_APIC_BASE, %cx
@@ -347,9 +350,9 @@ TEST(Vcpu, AnApplicationProcessorStartsBySipi)
     EXPECT_EQ(application.sregs().cs.base, 0x2000U);
 }
 
-TEST(Vcpu, TheApicTimerInterruptsAndWakesFromHlt)
+TEST_P(VcpuTest, TheApicTimerInterruptsAndWakesFromHlt)
 {
-    SmallVm small{SmallVm::Irqchip::Full};
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
     place_handler(small, 0x40, 0x2100);
     small.place(
         SmallVm::code_at,

@@ -13,6 +13,9 @@ namespace {
 
 using test::SmallVm;
 
+class VmTest : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, VmTest, test::engines, test::engine_name);
+
 TEST(Kvm, AutoTakesAnEngineThatRanTheProbeGuest)
 {
     const auto kvm = Kvm::open();
@@ -46,9 +49,9 @@ TEST(Kvm, EngineNamesRoundTrip)
     EXPECT_FALSE(engine_from_name("tcg"));
 }
 
-TEST(Vm, MemoryRegionsKeepKvmsErrno)
+TEST_P(VmTest, MemoryRegionsKeepKvmsErrno)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     EXPECT_EQ(small.vm()
                   .set_user_memory_region({.slot = 1,
                                            .guest_phys_addr = Gpa{0x1000},
@@ -67,18 +70,18 @@ TEST(Vm, MemoryRegionsKeepKvmsErrno)
               EINVAL);
 }
 
-TEST(Vm, AVcpuIdIsTakenOnce)
+TEST_P(VmTest, AVcpuIdIsTakenOnce)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const Vcpu first = small.vcpu(0);
     EXPECT_EQ(small.vm().create_vcpu(0).error().errno_value(), EEXIST);
     EXPECT_EQ(small.vm().create_vcpu(1024).error().errno_value(), EINVAL);
     EXPECT_TRUE(small.vm().create_vcpu(1023).has_value());
 }
 
-TEST(Vm, AnIrqchipComesBeforeTheVcpusAndOnce)
+TEST_P(VmTest, AnIrqchipComesBeforeTheVcpusAndOnce)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     EXPECT_EQ(small.vm().create_pit().error().errno_value(), ENOENT);
     EXPECT_EQ(small.vm().set_irq_line(4, true).error().errno_value(), ENXIO);
     EXPECT_TRUE(small.vm().create_irqchip().has_value());
@@ -86,17 +89,17 @@ TEST(Vm, AnIrqchipComesBeforeTheVcpusAndOnce)
     EXPECT_TRUE(small.vm().create_pit().has_value());
     EXPECT_EQ(small.vm().create_pit().error().errno_value(), EEXIST);
 
-    SmallVm late;
+    SmallVm late{engine()};
     const Vcpu vcpu = late.vcpu();
     EXPECT_EQ(late.vm().create_irqchip().error().errno_value(), EINVAL);
 }
 
-TEST(Vm, ManyLiveAtOnceInOneProcess)
+TEST_P(VmTest, ManyLiveAtOnceInOneProcess)
 {
     std::vector<std::unique_ptr<SmallVm>> vms;
     std::vector<Vcpu> vcpus;
     for (unsigned i = 0; i < 20; ++i) {
-        auto& small = *vms.emplace_back(std::make_unique<SmallVm>());
+        auto& small = *vms.emplace_back(std::make_unique<SmallVm>(engine()));
         small.place(SmallVm::code_at, {0xb0, i, 0xe6, 0x10, 0xf4});  // mov $i, %al; out; hlt
         vcpus.push_back(small.vcpu());
     }
@@ -108,9 +111,9 @@ TEST(Vm, ManyLiveAtOnceInOneProcess)
     }
 }
 
-TEST(Vm, MemoryIsReadAndWrittenWhole)
+TEST_P(VmTest, MemoryIsReadAndWrittenWhole)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const VmMemory memory = small.vm().memory();
     EXPECT_TRUE(memory.write(Gpa{0x2000}, std::uint32_t{0x1234'5678}));
     EXPECT_EQ(memory.read<std::uint32_t>(Gpa{0x2000}), 0x1234'5678U);
@@ -119,9 +122,9 @@ TEST(Vm, MemoryIsReadAndWrittenWhole)
     EXPECT_EQ(small.byte_at(SmallVm::memory_size - 1), 0U);
 }
 
-TEST(Vm, TheDirtyLogHasGuestWritesAndVmmWritesOnce)
+TEST_P(VmTest, TheDirtyLogHasGuestWritesAndVmmWritesOnce)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     alignas(4096) static std::array<std::byte, 0x4000> extra;
     const memory::MemoryRegion region{.slot = 1,
                                       .flags = memory::MemoryFlags::log_dirty,
@@ -160,9 +163,9 @@ public:
     unsigned value{};
 };
 
-TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
+TEST_P(VmTest, AnAttachedDeviceAnswersWithoutAnExit)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const auto device = std::make_shared<Register>();
     const PortRange ports = *PortRange::make(Port{0x20}, 4);
     ASSERT_TRUE(small.vm().attach(ports, device).has_value());
@@ -179,9 +182,9 @@ TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
     EXPECT_EQ(small.vm().detach(ports).error().errno_value(), ENOENT);
 }
 
-TEST(Vm, TheLastOneMayGoOnTheEventLoopsThread)
+TEST_P(VmTest, TheLastOneMayGoOnTheEventLoopsThread)
 {
-    auto small = std::make_unique<SmallVm>();
+    auto small = std::make_unique<SmallVm>(engine());
     std::promise<void> gone;
     EventLoop& loop = small->vm().event_loop();
     loop.post([&] {
@@ -192,9 +195,9 @@ TEST(Vm, TheLastOneMayGoOnTheEventLoopsThread)
     EXPECT_EQ(small, nullptr);
 }
 
-TEST(Vm, APitThatFindsAPortTakenLeavesTheOthersFree)
+TEST_P(VmTest, APitThatFindsAPortTakenLeavesTheOthersFree)
 {
-    SmallVm small{SmallVm::Irqchip::Full};
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
     const PortRange speaker = *PortRange::make(Port{0x61}, 1);
     const PortRange counters = *PortRange::make(Port{0x40}, 4);
     ASSERT_TRUE(small.vm().attach(speaker, std::make_shared<Register>()).has_value());
