@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include <atomic>
+#include <csignal>
+#include <cstring>
 #include <thread>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -142,6 +145,9 @@ TEST_P(VcpuTest, MmioExitsCarryAddressAndData)
 
 TEST_P(VcpuTest, ATripleFaultIsAShutdown)
 {
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM delivers real-mode interrupts beyond the limit of the IDT";
+    }
     SmallVm small{engine()};
     small.place(SmallVm::code_at, {0x0f, 0x0b});  // ud2, with no interrupt table
     Vcpu vcpu = small.vcpu();
@@ -240,6 +246,9 @@ void place_handler(SmallVm& small, unsigned vector, std::uint16_t handler)
 
 TEST_P(VcpuTest, AnInterruptWaitsForTheGuestToAllowIt)
 {
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM opens no interrupt window before a HLT";
+    }
     SmallVm small{engine()};
     place_handler(small, 0x30, 0x2000);
     // out %al, $0x10; sti; nop; nop; hlt
@@ -259,6 +268,9 @@ TEST_P(VcpuTest, AnInterruptWaitsForTheGuestToAllowIt)
 
 TEST_P(VcpuTest, AnIrqWindowExitComesWhenInterruptsAreAllowed)
 {
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM opens no interrupt window before a HLT";
+    }
     SmallVm small{engine()};
     small.place(SmallVm::code_at, {0x90, 0xfb, 0x90, 0xf4});  // nop; sti; nop; hlt
     Vcpu vcpu = small.vcpu();
@@ -285,6 +297,162 @@ TEST_P(VcpuTest, AnNmiIsDeliveredOnce)
     EXPECT_FALSE(vcpu.events().nmi.masked);
 }
 
+TEST_P(VcpuTest, AnNmiThatComesDuringAnotherWaitsForItsIret)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM keeps a pending NMI back";
+    }
+    SmallVm small{engine()};
+    place_handler(small, 2, 0x2000);
+    small.place(SmallVm::code_at, {0xf4, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    vcpu.nmi();
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());  // In the handler.
+    vcpu.nmi();
+    EXPECT_TRUE(vcpu.events().nmi.pending);
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    EXPECT_FALSE(vcpu.events().nmi.pending);
+    EXPECT_EQ(vcpu.regs().rsp, 0x8000U - 6U);  // The first one's IRET came between.
+    EXPECT_TRUE(vcpu.run()->is<Halt>());
+    EXPECT_EQ(vcpu.regs().rsp, 0x8000U);
+}
+
+TEST_P(VcpuTest, TheGuestReadsTheClockThatTheVmmSees)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "RDTSC of this KVM's guests ignores the offset";
+    }
+    SmallVm small{engine()};
+    // rdtsc; out %al, $0x10; hlt
+    small.place(SmallVm::code_at, {0x0f, 0x31, 0xe6, 0x10, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    ASSERT_TRUE(vcpu.set_msr(0x10, 1'000'000'000'000).has_value());
+    const std::uint64_t before = *vcpu.msr(0x10);
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    const std::uint64_t after = *vcpu.msr(0x10);
+    const std::uint64_t seen = vcpu.regs().rdx << 32U | (vcpu.regs().rax & 0xffff'ffffU);
+    EXPECT_GE(before, 1'000'000'000'000U);
+    EXPECT_GE(seen, before);
+    EXPECT_LE(seen, after);
+}
+
+TEST_P(VcpuTest, MsrsThatAreNotTheCpusAreTheLibrarys)
+{
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    // mov $MSR, %ecx; rdmsr; out %eax, $0x10, of PAT and of APIC_BASE.
+    small.place(SmallVm::code_at,
+                {0x66, 0xb9, 0x77, 0x02, 0x00, 0x00, 0x0f, 0x32, 0x66, 0xe7, 0x10,
+                 0x66, 0xb9, 0x1b, 0x00, 0x00, 0x00, 0x0f, 0x32, 0x66, 0xe7, 0x10});
+    Vcpu vcpu = small.vcpu();
+    ASSERT_TRUE(vcpu.set_msr(0x277, 0x0107'0406'0007'0400).has_value());
+    const auto port_write = [&] {
+        const Exit exit = vcpu.run().value();
+        std::uint32_t value = 0;
+        if (const auto* out = exit.get_if<PortWrite>()) {
+            std::memcpy(&value, out->data.data(), sizeof value);
+        }
+        return value;
+    };
+    EXPECT_EQ(port_write(), 0x0007'0400U);
+    EXPECT_EQ(port_write(), 0xfee0'0900U);
+}
+
+TEST_P(VcpuTest, AnMsrThatDoesNotExistFaultsInTheGuest)
+{
+    SmallVm small{engine()};
+    place_handler(small, 13, 0x2000);
+    small.place(SmallVm::code_at, {0x66, 0xb9, 0x78, 0x56, 0x34, 0x12, 0x0f, 0x32});
+    Vcpu vcpu = small.vcpu();
+    const Exit exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<PortWrite>());
+    EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{13});
+}
+
+TEST_P(VcpuTest, StateOfEveryKindGoesInAndComesOutOfTheGuest)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM's emulator knows no x87";
+    }
+    SmallVm small{engine()};
+    // movaps %xmm1, %xmm2; fld1; mov %dr1, %eax; mov %eax, %dr0; out %al, $0x10; hlt
+    small.place(SmallVm::code_at, {0x0f, 0x28, 0xd1, 0xd9, 0xe8, 0x0f, 0x21, 0xc8, 0x0f, 0x23, 0xc0,
+                                   0xe6, 0x10, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.cr4 |= 1U << 9U;  // OSFXSR
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    x86::Fpu fpu = vcpu.fpu();
+    fpu.xmm[1][3] = 0x42;
+    fpu.fcw = 0x37f;
+    vcpu.set_fpu(fpu);
+    ASSERT_TRUE(vcpu.set_debug_regs({.db = {0, 0x1234, 0, 0}}).has_value());
+    ASSERT_TRUE(vcpu.set_msr(0xc000'0082, 0x5678).has_value());
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    EXPECT_EQ(vcpu.fpu().xmm[2][3], 0x42U);
+    EXPECT_EQ(vcpu.fpu().ftwx, 0x80U);
+    EXPECT_EQ(vcpu.fpu().fpr[0][9], 0x3fU);
+    EXPECT_EQ(vcpu.debug_regs().db[0], 0x1234U);
+    EXPECT_EQ(vcpu.msr(0xc000'0082).value(), 0x5678U);
+}
+
+TEST_P(VcpuTest, KicksFromManyThreadsLeaveNoSignalBehind)
+{
+    SmallVm small{engine()};
+    small.place(SmallVm::code_at, {0xeb, 0xfe});  // jmp .
+    Vcpu vcpu = small.vcpu();
+    std::atomic<bool> done{};
+    std::vector<std::thread> others;
+    for (int i = 0; i < 3; ++i) {
+        others.emplace_back([&, kicker = vcpu.kicker()] {
+            while (!done.load()) {
+                kicker.kick();
+                std::this_thread::yield();
+            }
+        });
+    }
+    for (int i = 0; i < 200; ++i) {
+        EXPECT_TRUE(vcpu.run()->is<Interrupted>());
+    }
+    done.store(true);
+    for (std::thread& other : others) {
+        other.join();
+    }
+    sigset_t pending;
+    ::sigpending(&pending);
+    EXPECT_FALSE(::sigismember(&pending, SIGRTMAX));
+    sigset_t blocked;
+    ::pthread_sigmask(SIG_BLOCK, nullptr, &blocked);
+    EXPECT_FALSE(::sigismember(&blocked, SIGRTMAX));
+}
+
+extern "C" void count_signal(int);
+std::atomic<int> signals_counted{};
+void count_signal(int /*signal*/)
+{
+    signals_counted.fetch_add(1);
+}
+
+TEST_P(VcpuTest, ASignalOfTheProgramsIsHandledAndTheGuestGoesOn)
+{
+    SmallVm small{engine()};
+    small.place(SmallVm::code_at, {0xe6, 0x10, 0xeb, 0xfe});  // out %al, $0x10; jmp .
+    Vcpu vcpu = small.vcpu();
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    signals_counted.store(0);
+    auto* const old = std::signal(SIGUSR1, &count_signal);
+    std::thread other{[runner = ::pthread_self(), kicker = vcpu.kicker()] {
+        ::pthread_kill(runner, SIGUSR1);
+        while (signals_counted.load() == 0) {
+            std::this_thread::yield();
+        }
+        kicker.kick();
+    }};
+    EXPECT_TRUE(vcpu.run()->is<Interrupted>());
+    other.join();
+    EXPECT_EQ(signals_counted.load(), 1);
+    std::signal(SIGUSR1, old);
+}
+
 TEST_P(VcpuTest, AnInjectedExceptionHasItsErrorCode)
 {
     SmallVm small{engine()};
@@ -303,6 +471,9 @@ TEST_P(VcpuTest, AnInjectedExceptionHasItsErrorCode)
 
 TEST_P(VcpuTest, TranslateFollowsTheGuestsPageTables)
 {
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "KVM_TRANSLATE of this KVM ignores paging";
+    }
     SmallVm small{engine()};
     Vcpu vcpu = small.vcpu();
     EXPECT_EQ(vcpu.translate(Gva{0x1234}), Gpa{0x1234});

@@ -150,6 +150,70 @@ TEST_P(VmTest, TheDirtyLogHasGuestWritesAndVmmWritesOnce)
     EXPECT_EQ(small.vm().dirty_log(1)->at(0), 0b0010U);
 }
 
+TEST_P(VmTest, AReadOnlySlotIsReadAsMemoryAndWrittenAsMmio)
+{
+    SmallVm small{engine()};
+    alignas(4096) static std::array<std::byte, 0x1000> rom{std::byte{0x5a}};
+    ASSERT_TRUE(small.vm()
+                    .set_user_memory_region({.slot = 1,
+                                             .flags = memory::MemoryFlags::read_only,
+                                             .guest_phys_addr = Gpa{0x20'0000},
+                                             .size_bytes = rom.size(),
+                                             .host = rom.data()})
+                    .has_value());
+    // mov 0, %al; mov %al, 0x10; hlt, with a data segment at 2 MiB
+    small.place(SmallVm::code_at, {0xa0, 0x00, 0x00, 0xa2, 0x10, 0x00, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.ds.base = 0x20'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    const Exit exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<MmioWrite>());
+    EXPECT_EQ(exit.get_if<MmioWrite>()->gpa, Gpa{0x20'0010});
+    EXPECT_EQ(exit.get_if<MmioWrite>()->data[0], std::byte{0x5a});
+    EXPECT_TRUE(vcpu.run()->is<Halt>());
+    EXPECT_EQ(rom[0x10], std::byte{});
+}
+
+TEST_P(VmTest, ASlotMovesAndGoesUnderAVcpu)
+{
+    SmallVm small{engine()};
+    alignas(4096) static std::array<std::byte, 0x1000> page{std::byte{0x77}};
+    memory::MemoryRegion region{.slot = 1,
+                                .guest_phys_addr = Gpa{0x20'0000},
+                                .size_bytes = page.size(),
+                                .host = page.data()};
+    ASSERT_TRUE(small.vm().set_user_memory_region(region).has_value());
+    // 1: mov 0, %al; out %al, $0x10; jmp 1b
+    small.place(SmallVm::code_at, {0xa0, 0x00, 0x00, 0xe6, 0x10, 0xeb, 0xf9});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.ds.base = 0x20'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    Exit exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<PortWrite>());
+    EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{0x77});
+
+    region.guest_phys_addr = Gpa{0x30'0000};
+    ASSERT_TRUE(small.vm().set_user_memory_region(region).has_value());
+    exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<MmioRead>());
+    EXPECT_EQ(exit.get_if<MmioRead>()->gpa, Gpa{0x20'0000});
+    exit.complete();
+    sregs = vcpu.sregs();
+    sregs.ds.base = 0x30'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<PortWrite>());
+    EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{0x77});
+
+    ASSERT_TRUE(small.vm().set_user_memory_region({.slot = 1}).has_value());
+    exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<MmioRead>());
+    EXPECT_EQ(exit.get_if<MmioRead>()->gpa, Gpa{0x30'0000});
+}
+
 class Register final : public bus::DeviceBase {
 public:
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override
