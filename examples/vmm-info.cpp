@@ -64,7 +64,7 @@ int main(int argc, char** argv)
     const std::vector<vmm::EngineReport> reports = vmm::probe_engines();
     std::string_view taken;
     for (const vmm::EngineReport& r : reports) {
-        if (r.usable) {
+        if (r.automatic) {
             taken = vmm::name(r.engine);
             break;
         }

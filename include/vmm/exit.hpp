@@ -78,7 +78,8 @@ struct InternalError {
 
 /// The hardware refused the state that it was asked to enter.
 struct EntryFailure {
-    std::uint64_t hardware_reason;  ///< VM-instruction error or VMEXIT code; engine-specific.
+    /// VM-instruction error or VMEXIT code; on `kvm` also the errno of what refused the state.
+    std::uint64_t hardware_reason;
 };
 
 namespace core {

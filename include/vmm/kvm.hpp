@@ -41,12 +41,13 @@ enum class Engine : std::uint8_t {
 struct EngineReport {
     Engine engine{};
     bool usable{};
-    std::string reason;  ///< One sentence: how it was found usable, or why it is not.
-    std::string fix;     ///< What would make it usable; empty if it is, or if nothing would.
+    bool automatic{};  ///< `Engine::Auto` may take it: usable, and at the speed it is meant for.
+    std::string reason{};  ///< One sentence: how it was found usable, or why it is not.
+    std::string fix{};     ///< What would make it usable; empty if it is, or if nothing would.
 };
 
 /// Looks at each engine, best first.  A candidate is trusted only after it has run a tiny guest
-/// through real, protected and long mode; takes a few milliseconds.
+/// through real, protected and long mode; takes some milliseconds.
 [[nodiscard]] VMM_API std::vector<EngineReport> probe_engines();
 
 /// KVM's capabilities (KVM_CAP_…) that this library answers for, by KVM's numbers.
@@ -80,6 +81,9 @@ enum class Capability : std::uint32_t {
 
 struct KvmOptions {
     Engine engine{Engine::Auto};
+    /// What the `kvm` engine interrupts KVM_RUN with; 0 is SIGRTMAX.  It is blocked in a thread
+    /// while that is in `Vcpu::run()` and is never delivered, so no handler is installed or needed.
+    int kick_signal{};
 };
 
 /// An opened engine.  Move-only; virtual machines created from it may outlive it.
@@ -122,9 +126,9 @@ public:
     [[nodiscard]] Result<Vm> create_vm() const;
 
 private:
-    explicit Kvm(Engine engine) noexcept : engine_{engine} {}
+    explicit Kvm(const KvmOptions& options) noexcept : options_{options} {}
 
-    Engine engine_;
+    KvmOptions options_;  // The engine is never `Auto`.
 };
 
 }  // namespace vmm

@@ -4,6 +4,29 @@
 
 namespace vmm::core {
 
+std::vector<x86::MemorySlots::Region> GuestPhysical::regions()
+{
+    const auto table = slots_.read();
+    std::vector<Region> all;
+    for (const auto& entry : table.entries()) {
+        const memory::Memslot& slot = *entry.value;
+        all.push_back({slot.id, slot.base_gfn << memory::page_bits,
+                       slot.page_count << memory::page_bits, slot.host, slot.is_read_only(),
+                       slot.logs_dirty()});
+    }
+    return all;
+}
+
+void GuestPhysical::mark_slot_dirty(std::uint32_t slot, std::uint64_t page) noexcept
+{
+    const auto table = slots_.read();
+    for (const auto& entry : table.entries()) {
+        if (entry.value->id == slot) {
+            entry.value->mark_dirty(entry.value->base_gfn + page);
+        }
+    }
+}
+
 x86::PhysicalMemory::Page GuestPhysical::page(std::uint64_t gfn) noexcept
 {
     const auto table = slots_.read();

@@ -11,8 +11,10 @@
 namespace vmm::core {
 
 /// Address space 0 of a slot table.  Thread safety: all members from any thread.
-class GuestPhysical final : public x86::PhysicalMemory {
+class GuestPhysical final : public x86::PhysicalMemory, public x86::MemorySlots {
 public:
+    [[nodiscard]] std::vector<Region> regions() override;
+    void mark_slot_dirty(std::uint32_t slot, std::uint64_t page) noexcept override;
     [[nodiscard]] Page page(std::uint64_t gfn) noexcept override;
     void mark_dirty(std::uint64_t gfn) noexcept override;
 

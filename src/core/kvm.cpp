@@ -2,18 +2,34 @@
 
 #include "vmm/kvm.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "core/engines.hpp"
 #include "core/log.hpp"
 #include "core/probe.hpp"
 #include "core/vm_core.hpp"
-#include "x86/cpuid.hpp"
+#include "x86/kvm/engine.hpp"
 #include "x86/msr.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm {
+namespace {
+
+/// The library's own bound, or the engine's where that is lower.
+int limit(Engine engine, int ours, int x86::kvm::Limits::*theirs)
+{
+    if (engine == Engine::Kvm) {
+        if (const auto limits = x86::kvm::query_limits()) {
+            return std::min(ours, (*limits).*theirs);
+        }
+    }
+    return ours;
+}
+
+}  // namespace
 
 Kvm::Kvm(Kvm&&) noexcept = default;
 Kvm& Kvm::operator=(Kvm&&) noexcept = default;
@@ -30,14 +46,16 @@ Result<Kvm> Kvm::open(const KvmOptions& options)
                                      report.fix.empty() ? "use engine soft or auto"
                                                         : "to mend it, " + report.fix)};
         }
-        return Kvm{options.engine};
+        return Kvm{options};
     }
     EngineReport report;
     for (const Engine engine : {Engine::Vmx, Engine::Svm, Engine::Kvm, Engine::Soft}) {
         report = core::probe_engine(engine);
-        if (report.usable) {
+        if (report.automatic) {
             core::log().info("engine {}: {}", name(engine), report.reason);
-            return Kvm{engine};
+            KvmOptions taken = options;
+            taken.engine = engine;
+            return Kvm{taken};
         }
         core::log().info("engine {} not taken: {}", name(engine), report.reason);
     }
@@ -48,7 +66,7 @@ Result<Kvm> Kvm::open(const KvmOptions& options)
 
 Engine Kvm::engine() const noexcept
 {
-    return engine_;
+    return options_.engine;
 }
 
 int Kvm::check_extension(Capability capability) const noexcept
@@ -77,15 +95,21 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::IrqRouting: return 4096;
     case Capability::NrVcpus: return 64;
     case Capability::MaxVcpus:
-    case Capability::MaxVcpuId: return static_cast<int>(core::VmCore::max_vcpu_id);
-    case Capability::NrMemslots: return 32764;
+        return limit(options_.engine, static_cast<int>(core::VmCore::max_vcpu_id),
+                     &x86::kvm::Limits::vcpus);
+    case Capability::MaxVcpuId:
+        return limit(options_.engine, static_cast<int>(core::VmCore::max_vcpu_id),
+                     &x86::kvm::Limits::vcpu_ids);
+    case Capability::NrMemslots:
+        return limit(options_.engine, static_cast<int>(memory::max_slots),
+                     &x86::kvm::Limits::memory_slots);
     }
     return 0;
 }
 
 std::vector<x86::CpuidEntry> Kvm::supported_cpuid() const
 {
-    return x86::supported_cpuid(tsc_khz());
+    return core::supported_cpuid(options_.engine);
 }
 
 std::vector<std::uint32_t> Kvm::msr_index_list() const
@@ -100,7 +124,7 @@ std::uint32_t Kvm::tsc_khz() const noexcept
 
 Result<Vm> Kvm::create_vm() const
 {
-    VMM_TRY(auto vm, core::VmCore::create(engine_));
+    VMM_TRY(auto vm, core::VmCore::create(options_));
     return Vm{std::move(vm)};
 }
 

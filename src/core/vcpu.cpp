@@ -11,6 +11,9 @@
 #include "x86/soft/native.hpp"
 
 namespace vmm {
+
+using x86::StateGroup;
+
 namespace {
 
 Error no_irqchip(const char* operation)
@@ -51,7 +54,7 @@ Result<Exit> Vcpu::run() noexcept
 
 x86::Regs Vcpu::regs() const noexcept
 {
-    const x86::CpuState& s = core_->state();
+    const x86::CpuState& s = core_->state(StateGroup::Registers);
     const auto& g = s.gpr;
     return {g[x86::Rax], g[x86::Rbx], g[x86::Rcx], g[x86::Rdx], g[x86::Rsi], g[x86::Rdi],
             g[x86::Rsp], g[x86::Rbp], g[x86::R8],  g[x86::R9],  g[x86::R10], g[x86::R11],
@@ -60,7 +63,7 @@ x86::Regs Vcpu::regs() const noexcept
 
 void Vcpu::set_regs(const x86::Regs& r) noexcept
 {
-    x86::CpuState& s = core_->state();
+    x86::CpuState& s = core_->state(StateGroup::Registers);
     const std::array<std::uint64_t, 16> values{r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp,
                                                r.rsi, r.rdi, r.r8,  r.r9,  r.r10, r.r11,
                                                r.r12, r.r13, r.r14, r.r15};
@@ -68,12 +71,12 @@ void Vcpu::set_regs(const x86::Regs& r) noexcept
     s.rip = r.rip;
     s.rflags = (r.rflags & x86::Rflags::defined) | 2U;
     s.inject.reset();
-    core_->state_changed();
+    core_->state_changed(StateGroup::Registers);
 }
 
 x86::Sregs Vcpu::sregs() const noexcept
 {
-    const x86::CpuState& s = core_->state();
+    const x86::CpuState& s = core_->state(StateGroup::Segments);
     x86::Sregs out;
     out.cs = s.seg[x86::Cs];
     out.ds = s.seg[x86::Ds];
@@ -103,38 +106,38 @@ Result<void> Vcpu::set_sregs(const x86::Sregs& sregs)
 x86::Fpu Vcpu::fpu() const noexcept
 {
     x86::Fpu out;
-    x86::soft::to_fpu(core_->state(), out);
+    x86::soft::to_fpu(core_->state(StateGroup::Fpu), out);
     return out;
 }
 
 void Vcpu::set_fpu(const x86::Fpu& fpu) noexcept
 {
-    x86::soft::from_fpu(core_->state(), fpu);
-    core_->state_changed();
+    x86::soft::from_fpu(core_->state(StateGroup::Fpu), fpu);
+    core_->state_changed(StateGroup::Fpu);
 }
 
 x86::Xsave Vcpu::xsave() const noexcept
 {
     x86::Xsave out;
-    x86::soft::to_xsave(core_->state(), out);
+    x86::soft::to_xsave(core_->state(StateGroup::Fpu), out);
     return out;
 }
 
 Result<void> Vcpu::set_xsave(const x86::Xsave& xsave)
 {
-    VMM_TRY_VOID(x86::soft::from_xsave(core_->state(), xsave));
-    core_->state_changed();
+    VMM_TRY_VOID(x86::soft::from_xsave(core_->state(StateGroup::Fpu), xsave));
+    core_->state_changed(StateGroup::Fpu);
     return success;
 }
 
 std::uint64_t Vcpu::xcr0() const noexcept
 {
-    return core_->state().xcr0;
+    return core_->state(StateGroup::Fpu).xcr0;
 }
 
 Result<void> Vcpu::set_xcr0(std::uint64_t value)
 {
-    const std::uint64_t supported = core_->state().cpuid.supported_xcr0() | 1U;
+    const std::uint64_t supported = core_->state(StateGroup::None).cpuid.supported_xcr0() | 1U;
     const bool avx_without_sse = (value & 4U) != 0U && (value & 2U) == 0U;
     if ((value & 1U) == 0U || avx_without_sse || (value & ~supported) != 0U) {
         return Error{std::errc::invalid_argument,
@@ -142,8 +145,8 @@ Result<void> Vcpu::set_xcr0(std::uint64_t value)
                                  "this guest's CPUID.0DH offers {:#x} (SDM Vol. 2C \"XSETBV\")",
                                  value, supported)};
     }
-    core_->state().xcr0 = value;
-    core_->state_changed();
+    core_->state(StateGroup::Fpu).xcr0 = value;
+    core_->state_changed(StateGroup::Fpu);
     return success;
 }
 
@@ -154,7 +157,7 @@ Result<void> Vcpu::set_cpuid(std::span<const x86::CpuidEntry> entries)
 
 std::vector<x86::CpuidEntry> Vcpu::cpuid() const
 {
-    const auto entries = core_->state().cpuid.entries();
+    const auto entries = core_->state(StateGroup::None).cpuid.entries();
     return {entries.begin(), entries.end()};
 }
 
@@ -180,7 +183,7 @@ Result<void> Vcpu::set_events(const x86::VcpuEvents& events)
 
 x86::DebugRegs Vcpu::debug_regs() const noexcept
 {
-    const x86::CpuState& s = core_->state();
+    const x86::CpuState& s = core_->state(StateGroup::Debug);
     return {s.dr, s.dr6, s.dr7};
 }
 
@@ -192,11 +195,11 @@ Result<void> Vcpu::set_debug_regs(const x86::DebugRegs& regs)
                                  "reserved (SDM Vol. 3B \"Debug Registers\")",
                                  regs.dr6, regs.dr7)};
     }
-    x86::CpuState& s = core_->state();
+    x86::CpuState& s = core_->state(StateGroup::Debug);
     s.dr = regs.db;
     s.dr6 = regs.dr6;
     s.dr7 = regs.dr7 | x86::Dr7::reset;
-    core_->state_changed();
+    core_->state_changed(StateGroup::Debug);
     return success;
 }
 

@@ -16,6 +16,7 @@ namespace vmm::core {
 namespace {
 
 using x86::EngineExit;
+using x86::StateGroup;
 
 constexpr std::uint64_t rflags_if = 1U << 9U;
 
@@ -26,7 +27,7 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
                                                    std::uint32_t id)
 {
     auto vcpu = std::make_shared<VcpuCore>(std::move(vm), id);
-    VMM_TRY(vcpu->engine_, engine.create_vcpu(*vcpu));
+    VMM_TRY(vcpu->engine_, engine.create_vcpu(*vcpu, id));
     x86::CpuState& state = vcpu->state();
     x86::reset_state(state, false);
     state.tsc_offset = vcpu->vm_->initial_tsc_offset();
@@ -152,7 +153,9 @@ Result<Exit> VcpuCore::run() noexcept
         }
         choose_event();
         io_pending_ = false;
-        if (auto reason = handle(engine_->enter())) {
+        const EngineExit& exit = engine_->enter();
+        note_delivered_nmi();
+        if (auto reason = handle(exit)) {
             return Exit{*reason, this};
         }
     }
@@ -171,6 +174,8 @@ void VcpuCore::handle_init_and_sipi() noexcept
         return;
     }
     if (init_pending_.exchange(false)) {
+        // What an access left half done must not reach the registers of after the reset.
+        complete_pending();
         x86::reset_state(state(), true);
         state_changed();
         lapic_->init();
@@ -183,21 +188,23 @@ void VcpuCore::handle_init_and_sipi() noexcept
     const int vector = sipi_vector_.exchange(no_sipi);
     // SDM Vol. 3A "MP Initialization Protocol": a SIPI counts only after INIT.
     if (mp_state_ == x86::MpState::InitReceived && vector != no_sipi) {
-        x86::Segment& cs = state().seg[x86::Cs];
+        x86::Segment& cs = state(StateGroup::Registers | StateGroup::Segments).seg[x86::Cs];
         cs.selector = static_cast<std::uint16_t>(vector << 8U);
         cs.base = static_cast<std::uint64_t>(vector) << 12U;
-        state().rip = 0;
-        state_changed();
+        state(StateGroup::Registers).rip = 0;
+        state_changed(StateGroup::Registers | StateGroup::Segments);
         mp_state_ = x86::MpState::Runnable;
     }
 }
 
 bool VcpuCore::has_wake_event() noexcept
 {
+    const x86::CpuState& cpu = state(StateGroup::Registers);
+    const bool takes_interrupts = (cpu.rflags & rflags_if) != 0U;
     return nmi_pending_.load(std::memory_order_relaxed) != 0U || init_pending_.load() ||
-           state().pending_debug != 0U || state().inject.has_value() ||
-           (user_interrupt_.has_value() && (state().rflags & rflags_if) != 0U) ||
-           (lapic_ != nullptr && (state().rflags & rflags_if) != 0U && lapic_->has_interrupt());
+           cpu.pending_debug != 0U || cpu.inject.has_value() ||
+           (takes_interrupts &&
+            (user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt())));
 }
 
 bool VcpuCore::is_runnable() noexcept
@@ -227,11 +234,19 @@ void VcpuCore::block() noexcept
     });
 }
 
+/// The NMI that waited for its window may be with the guest already.
+void VcpuCore::note_delivered_nmi() noexcept
+{
+    if (std::exchange(state(StateGroup::Registers).nmi_delivered, false)) {
+        nmi_pending_.fetch_sub(1);
+    }
+}
+
 /// SDM Vol. 3A "Priority Among Concurrent Events": traps of the instruction before, NMI, external
 /// interrupt.
 void VcpuCore::choose_event() noexcept
 {
-    x86::CpuState& cpu = state();
+    x86::CpuState& cpu = state(StateGroup::Registers);
     cpu.nmi_window_requested = false;
     cpu.irq_window_requested = user_irq_window_;
     if (cpu.inject.has_value() || cpu.pending_debug != 0U || io_pending_) {
@@ -306,6 +321,7 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
     case EngineExit::Reason::Shutdown: return Shutdown{};
     case EngineExit::Reason::InternalError:
         return InternalError{{exit.instruction.data(), exit.instruction_size}};
+    case EngineExit::Reason::EntryFailure: return EntryFailure{exit.hardware_reason};
     case EngineExit::Reason::MsrRead:
     case EngineExit::Reason::MsrWrite: break;  // read_msr() and write_msr() never say ToUser.
     }
@@ -360,18 +376,18 @@ void VcpuCore::write_cr8(std::uint64_t value) noexcept
     if (lapic_ != nullptr) {
         lapic_->set_cr8(static_cast<std::uint8_t>(value));
     } else {
-        state().cr8 = value;
+        state(StateGroup::None).cr8 = value;
     }
 }
 
 std::uint64_t VcpuCore::read_cr8() noexcept
 {
-    return lapic_ != nullptr ? lapic_->cr8() : state().cr8;
+    return lapic_ != nullptr ? lapic_->cr8() : state(StateGroup::None).cr8;
 }
 
 std::uint64_t VcpuCore::guest_tsc() noexcept
 {
-    return x86::read_host_tsc() + state().tsc_offset;
+    return x86::read_host_tsc() + state(StateGroup::None).tsc_offset;
 }
 
 void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
@@ -406,7 +422,7 @@ x86::MsrResult VcpuCore::write_msr(std::uint32_t index, std::uint64_t value) noe
 
 void VcpuCore::set_tsc_offset(std::uint64_t offset) noexcept
 {
-    state().tsc_offset = offset;
+    state(StateGroup::None).tsc_offset = offset;
     if (lapic_ != nullptr) {
         lapic_->tsc_changed();
     }
@@ -419,7 +435,7 @@ bool VcpuCore::access_tsc_msr(std::uint32_t index, std::uint64_t& value, bool wr
     case x86::msr::tsc:
         if (write) {
             const std::uint64_t offset = value - x86::read_host_tsc();
-            tsc_adjust_ += offset - state().tsc_offset;
+            tsc_adjust_ += offset - state(StateGroup::None).tsc_offset;
             set_tsc_offset(offset);
         } else {
             value = guest_tsc();
@@ -429,7 +445,7 @@ bool VcpuCore::access_tsc_msr(std::uint32_t index, std::uint64_t& value, bool wr
         if (write) {
             const std::uint64_t change = value - tsc_adjust_;
             tsc_adjust_ = value;
-            set_tsc_offset(state().tsc_offset + change);
+            set_tsc_offset(state(StateGroup::None).tsc_offset + change);
         } else {
             value = tsc_adjust_;
         }
@@ -443,7 +459,7 @@ void VcpuCore::update_kvmclock() noexcept
     const auto [host_tsc, ns] = vm_->clock_reference();
     static_cast<void>(kvmclock_.update(
         [this](Gpa at, std::span<const std::byte> bytes) { return vm_->write_memory(at, bytes); },
-        host_tsc + state().tsc_offset, ns, vm_->tsc_khz(), true));
+        host_tsc + state(StateGroup::None).tsc_offset, ns, vm_->tsc_khz(), true));
 }
 
 bool VcpuCore::access_kvmclock_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
@@ -505,7 +521,7 @@ bool VcpuCore::access_msr(std::uint32_t index,
         }
         return write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
     }
-    const x86::Cpuid& cpuid = state().cpuid;
+    const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
     return write ? msrs_.write(cpuid, index, value, access) : msrs_.read(cpuid, index, value);
 }
 

@@ -47,8 +47,14 @@ public:
     void user_kick() noexcept;
 
     // --- State, as `Vcpu` documents it.
-    [[nodiscard]] x86::CpuState& state() noexcept { return engine_->state(); }
-    void state_changed() noexcept { engine_->state_changed(); }
+    [[nodiscard]] x86::CpuState& state(x86::StateGroup current = x86::StateGroup::All) noexcept
+    {
+        return engine_->state(current);
+    }
+    void state_changed(x86::StateGroup changed = x86::StateGroup::All) noexcept
+    {
+        engine_->state_changed(changed);
+    }
     Result<void> set_sregs(const x86::Sregs& sregs);
     Result<void> set_cpuid(std::span<const x86::CpuidEntry> entries);
     Result<std::uint64_t> msr(std::uint32_t index);
@@ -107,6 +113,7 @@ private:
     [[nodiscard]] bool has_wake_event() noexcept;
     void block() noexcept;
     void choose_event() noexcept;
+    void note_delivered_nmi() noexcept;
     [[nodiscard]] std::optional<Exit::Reason> handle(const x86::EngineExit& exit) noexcept;
     void wake() noexcept;
 

@@ -15,6 +15,7 @@ namespace {
 using x86::Cr0;
 using x86::Cr4;
 using x86::Efer;
+using x86::StateGroup;
 
 Error refused(std::string sentence)
 {
@@ -149,7 +150,7 @@ const char* cpuid_register_name(x86::CpuidRegister reg) noexcept
 
 Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
 {
-    x86::CpuState& cpu = state();
+    x86::CpuState& cpu = state(StateGroup::Segments);
     VMM_TRY_VOID(check_sregs(cpu.cpuid, s));
     if (lapic_ != nullptr) {
         if (!lapic_->set_apic_base(s.apic_base, x86::irqchip::ApicBaseWriter::Host)) {
@@ -177,7 +178,7 @@ Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
     cpu.cr3 = s.cr3;
     cpu.cr4 = s.cr4;
     cpu.efer = s.efer;
-    state_changed();
+    state_changed(StateGroup::Segments);
     return success;
 }
 
@@ -189,8 +190,8 @@ Result<void> VcpuCore::set_cpuid(std::span<const x86::CpuidEntry> entries)
             std::errc::argument_list_too_long,
             fmt::format("set_cpuid: {} entries, at most {} are permitted", entries.size(), most)};
     }
-    x86::Cpuid cpuid{entries};
-    const x86::Cpuid supported{x86::supported_cpuid(vm_->tsc_khz())};
+    const x86::Cpuid cpuid{entries};
+    const x86::Cpuid supported{vm_->supported_cpuid()};
     for (const x86::CpuidFeature& f : host_executed_features) {
         if (cpuid.has(f) && !supported.has(f)) {
             return Error{std::errc::invalid_argument,
@@ -205,23 +206,24 @@ Result<void> VcpuCore::set_cpuid(std::span<const x86::CpuidEntry> entries)
                                  "host and engine have {:#x}; start from Kvm::supported_cpuid()",
                                  cpuid.supported_xcr0(), supported.supported_xcr0())};
     }
+    VMM_TRY_VOID(engine_->set_cpuid(cpuid));
     if (lapic_ != nullptr) {
         lapic_->set_features({cpuid.has(x86::feature::x2apic),
                               cpuid.has(x86::feature::tsc_deadline),
                               static_cast<std::uint8_t>(cpuid.physical_address_bits())});
     }
-    state().cpuid = std::move(cpuid);
-    state_changed();
     return success;
 }
 
 Result<std::uint64_t> VcpuCore::msr(std::uint32_t index)
 {
-    if (const std::uint64_t* place = x86::state_msr(state(), index)) {
+    constexpr StateGroup msrs = StateGroup::Segments | StateGroup::Msrs;
+    if (const std::uint64_t* place = x86::state_msr(state(msrs), index)) {
         return *place;
     }
     std::uint64_t value = 0;
-    if (!access_msr(index, value, false, x86::MsrAccess::Host)) {
+    if (!(engine_->has_msr(index) ? engine_->read_msr(index, value)
+                                  : access_msr(index, value, false, x86::MsrAccess::Host))) {
         return Error{std::errc::invalid_argument,
                      fmt::format("msr({:#x}): this guest has no such MSR", index)};
     }
@@ -230,7 +232,8 @@ Result<std::uint64_t> VcpuCore::msr(std::uint32_t index)
 
 Result<void> VcpuCore::set_msr(std::uint32_t index, std::uint64_t value)
 {
-    x86::CpuState& cpu = state();
+    constexpr StateGroup msrs = StateGroup::Segments | StateGroup::Msrs;
+    x86::CpuState& cpu = state(msrs);
     if (std::uint64_t* place = x86::state_msr(cpu, index)) {
         if (!x86::is_valid_state_msr(cpu, index, value)) {
             return Error{std::errc::invalid_argument,
@@ -239,10 +242,11 @@ Result<void> VcpuCore::set_msr(std::uint32_t index, std::uint64_t value)
                                      index, value)};
         }
         *place = value;
-        state_changed();
+        state_changed(msrs);
         return success;
     }
-    if (!access_msr(index, value, true, x86::MsrAccess::Host)) {
+    if (!(engine_->has_msr(index) ? engine_->write_msr(index, value)
+                                  : access_msr(index, value, true, x86::MsrAccess::Host))) {
         return Error{std::errc::invalid_argument,
                      fmt::format("set_msr({:#x}): this guest has no such MSR, or {:#x} has "
                                  "reserved bits set",
@@ -253,7 +257,7 @@ Result<void> VcpuCore::set_msr(std::uint32_t index, std::uint64_t value)
 
 x86::VcpuEvents VcpuCore::events() noexcept
 {
-    const x86::CpuState& cpu = state();
+    const x86::CpuState& cpu = state(StateGroup::Registers);
     x86::VcpuEvents out;
     if (cpu.inject) {
         const x86::Event& event = *cpu.inject;
@@ -288,7 +292,7 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
                                  "without 2 (NMI)",
                                  events.exception.nr)};
     }
-    x86::CpuState& cpu = state();
+    x86::CpuState& cpu = state(StateGroup::Registers);
     cpu.inject.reset();
     if (exception) {
         cpu.inject = x86::Event{x86::EventKind::HardwareException,
@@ -308,7 +312,7 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
     cpu.sti_shadow = (events.interrupt.shadow & 2U) != 0U;
     cpu.nmi_blocked = events.nmi.masked != 0U;
     nmi_pending_.store(events.nmi.pending != 0U ? 1U : 0U);
-    state_changed();
+    state_changed(StateGroup::Registers);
     return success;
 }
 
@@ -367,7 +371,7 @@ Result<void> VcpuCore::interrupt(std::uint8_t vector)
 
 bool VcpuCore::ready_for_interrupt_injection() noexcept
 {
-    const x86::CpuState& cpu = state();
+    const x86::CpuState& cpu = state(StateGroup::Registers);
     return (cpu.rflags & x86::Rflags::IF.mask) != 0U && !cpu.sti_shadow && !cpu.mov_ss_shadow &&
            !cpu.inject && !user_interrupt_;
 }

@@ -8,10 +8,10 @@
 
 #include <fmt/format.h>
 
+#include "core/engines.hpp"
 #include "core/vcpu_core.hpp"
 #include "vmm/device/port_view.hpp"
 #include "x86/kvmclock.hpp"
-#include "x86/soft/engine.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::core {
@@ -70,10 +70,32 @@ Result<void> attach_ports(VmCore::PortBus& bus,
     return success;
 }
 
+/// The slot that `change` is about; of size 0 if there is none.
+memory::MemoryRegion slot_as_it_is(const memory::MemslotTable<>& slots,
+                                   const memory::MemoryRegion& change)
+{
+    memory::MemoryRegion region{.slot = change.slot, .address_space = change.address_space};
+    if (change.address_space > 1) {
+        return region;  // Refused in a moment.
+    }
+    const auto table = slots.read();
+    for (const auto& entry : table.entries(change.address_space)) {
+        const memory::Memslot& slot = *entry.value;
+        if (slot.id == change.slot) {
+            region.flags = slot.flags;
+            region.guest_phys_addr = Gpa{slot.base_gfn << memory::page_bits};
+            region.size_bytes = slot.page_count << memory::page_bits;
+            region.host = slot.host;
+        }
+    }
+    return region;
+}
+
 }  // namespace
 
-VmCore::VmCore(std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz)
-    : event_loop_{std::move(event_loop)},
+VmCore::VmCore(Engine engine, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz)
+    : kind_{engine},
+      event_loop_{std::move(event_loop)},
       tsc_khz_{tsc_khz},
       created_tsc_{x86::read_host_tsc()},
       clock_{created_tsc_, 0}
@@ -82,23 +104,34 @@ VmCore::VmCore(std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz)
 
 VmCore::~VmCore() = default;
 
-Result<std::shared_ptr<VmCore>> VmCore::create(Engine /*engine*/)
+Result<std::shared_ptr<VmCore>> VmCore::create(const KvmOptions& options)
 {
     VMM_TRY(auto loop, shared_event_loop());
-    std::shared_ptr<VmCore> vm{new VmCore{std::move(loop), x86::host_tsc_khz()}};
-    VMM_TRY(vm->engine_, x86::soft::create_soft_vm(vm->physical_));
+    std::shared_ptr<VmCore> vm{new VmCore{options.engine, std::move(loop), x86::host_tsc_khz()}};
+    VMM_TRY(vm->engine_, create_engine_vm(options, vm->physical_));
     return vm;
+}
+
+std::vector<x86::CpuidEntry> VmCore::supported_cpuid() const
+{
+    return core::supported_cpuid(kind_);
 }
 
 Result<void> VmCore::set_user_memory_region(const memory::MemoryRegion& region)
 {
+    const memory::MemoryRegion before = slot_as_it_is(physical_.slots(), region);
     VMM_TRY_VOID(physical_.slots().set(region));
-    engine_->memory_changed();
-    return success;
+    const Result<void> told = engine_->memory_changed();
+    if (!told) {
+        static_cast<void>(physical_.slots().set(before));
+        static_cast<void>(engine_->memory_changed());
+    }
+    return told;
 }
 
 Result<std::vector<std::uint64_t>> VmCore::dirty_log(std::uint32_t slot)
 {
+    VMM_TRY_VOID(engine_->collect_dirty_log(slot));
     VMM_TRY(auto bitmap, physical_.slots().dirty_log(slot));
     engine_->dirty_log_cleared();
     return bitmap;

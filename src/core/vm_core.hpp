@@ -29,7 +29,7 @@ class VmCore : public std::enable_shared_from_this<VmCore> {
 public:
     static constexpr std::uint32_t max_vcpu_id = 1024;
 
-    [[nodiscard]] static Result<std::shared_ptr<VmCore>> create(Engine engine);
+    [[nodiscard]] static Result<std::shared_ptr<VmCore>> create(const KvmOptions& options);
 
     VmCore(const VmCore&) = delete;
     VmCore& operator=(const VmCore&) = delete;
@@ -68,6 +68,9 @@ public:
         return std::uint64_t{0} - created_tsc_;
     }
 
+    /// All that a guest of this VM may be offered.
+    [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
+
     [[nodiscard]] x86::irqchip::Irqchip* irqchip() const noexcept { return irqchip_.get(); }
     [[nodiscard]] EventLoop& event_loop() const noexcept { return *event_loop_; }
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
@@ -78,8 +81,9 @@ public:
     MmioBus mmio_bus;
 
 private:
-    VmCore(std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
+    VmCore(Engine engine, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
 
+    const Engine kind_;
     std::shared_ptr<EventLoop> event_loop_;
     std::uint32_t tsc_khz_;
     std::uint64_t created_tsc_;

@@ -82,6 +82,8 @@ struct Event {
     bool has_error_code{};
     std::uint32_t error_code{};
     std::uint64_t payload{};  ///< #PF: the address for CR2.  #DB: the bits to set in DR6.
+
+    friend bool operator==(const Event&, const Event&) = default;
 };
 
 /// x87, SSE and AVX registers as an engine wants them at hand.  XSAVE images are converted at the
@@ -146,8 +148,10 @@ struct CpuState {
     std::optional<Event> inject{};
     /// The core asks: leave (`IrqWindow`) when an external interrupt could be delivered.
     bool irq_window_requested{};
-    /// The core asks: leave (`NmiWindow`) when NMIs are no longer blocked.
+    /// The core asks: leave (`NmiWindow`) when NMIs are no longer blocked.  An engine that cannot
+    /// leave then delivers the NMI that the core has waiting, and sets `nmi_delivered`.
     bool nmi_window_requested{};
+    bool nmi_delivered{};
 
     Cpuid cpuid{};  ///< What the guest sees, and what decides which bits and MSRs exist.
 };

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "vmm/address.hpp"
 #include "vmm/result.hpp"
@@ -38,6 +39,31 @@ public:
     /// `EngineVm::memory_changed()` has returned.
     [[nodiscard]] virtual Page page(std::uint64_t gfn) noexcept = 0;
     virtual void mark_dirty(std::uint64_t gfn) noexcept = 0;
+};
+
+/// Guest-physical memory by slot, as an engine wants it that hands memory on instead of looking
+/// pages up.
+///
+/// Thread safety: all members from any thread.
+class MemorySlots {
+public:
+    struct Region {
+        std::uint32_t slot{};
+        std::uint64_t gpa{};
+        std::uint64_t size_bytes{};
+        std::byte* host{};
+        bool read_only{};
+        bool log_dirty{};
+
+        friend bool operator==(const Region&, const Region&) = default;
+    };
+
+    virtual ~MemorySlots() = default;
+
+    /// All slots, as they are now.
+    [[nodiscard]] virtual std::vector<Region> regions() = 0;
+    /// Page `page` of a slot was written.  Nothing happens if there is no such slot any more.
+    virtual void mark_slot_dirty(std::uint32_t slot, std::uint64_t page) noexcept = 0;
 };
 
 /// How the core answered an MSR access.
@@ -98,6 +124,7 @@ struct EngineExit {
         IrqWindow,
         NmiWindow,
         InternalError,  ///< The engine met an instruction that it knows no way to run.
+        EntryFailure,   ///< The host refused to run the state; `hardware_reason` says why.
     };
 
     Reason reason{};
@@ -111,7 +138,36 @@ struct EngineExit {
     std::span<std::byte> data{};
     std::array<std::uint8_t, 15> instruction{};  ///< InternalError: the bytes at RIP.
     std::uint8_t instruction_size{};
+    std::uint64_t hardware_reason{};  ///< EntryFailure.
 };
+
+/// Parts of `CpuState` that an engine may keep elsewhere until they are asked for.
+enum class StateGroup : std::uint8_t {
+    None = 0,       ///< `cpuid`, `tsc_offset`, `cr8` and the window requests: always at hand.
+    Registers = 1,  ///< GPRs, RIP, RFLAGS; shadows, `nmi_blocked`, `pending_debug`, `inject`.
+    Segments = 2,   ///< Segments, descriptor tables, CR0 to CR4, EFER.
+    Fpu = 4,        ///< `fpu` and XCR0.
+    Debug = 8,
+    Msrs = 16,  ///< The rest.
+    All = 31,
+};
+
+[[nodiscard]] constexpr StateGroup operator|(StateGroup a, StateGroup b) noexcept
+{
+    return StateGroup{
+        static_cast<std::uint8_t>(static_cast<unsigned>(a) | static_cast<unsigned>(b))};
+}
+[[nodiscard]] constexpr StateGroup operator&(StateGroup a, StateGroup b) noexcept
+{
+    return StateGroup{
+        static_cast<std::uint8_t>(static_cast<unsigned>(a) & static_cast<unsigned>(b))};
+}
+/// `a` without `b`.
+[[nodiscard]] constexpr StateGroup operator-(StateGroup a, StateGroup b) noexcept
+{
+    return StateGroup{
+        static_cast<std::uint8_t>(static_cast<unsigned>(a) & ~static_cast<unsigned>(b))};
+}
 
 /// One virtual CPU as an engine runs it.
 ///
@@ -125,11 +181,26 @@ public:
     EngineVcpu& operator=(EngineVcpu&&) = delete;
     virtual ~EngineVcpu() = default;
 
-    /// The canonical state.  Valid to read and change between two calls of `enter()`; after a
-    /// change that is not only to `inject` and the window requests, call `state_changed()`.
-    [[nodiscard]] virtual CpuState& state() noexcept = 0;
+    /// The canonical state, of which the groups asked for are current.  Valid to read and change
+    /// between two calls of `enter()`; after a change that is not only to `inject` and the window
+    /// requests, call `state_changed()` with the groups that changed.
+    [[nodiscard]] virtual CpuState& state(StateGroup current) noexcept = 0;
     /// Drops what the engine has derived from the state (TLBs, mode).
-    virtual void state_changed() noexcept = 0;
+    virtual void state_changed(StateGroup changed) noexcept = 0;
+
+    [[nodiscard]] CpuState& state() noexcept { return state(StateGroup::All); }
+    void state_changed() noexcept { state_changed(StateGroup::All); }
+
+    /// What the guest sees from now on.  On error, which says what the engine cannot offer,
+    /// nothing has changed.
+    [[nodiscard]] virtual Result<void> set_cpuid(Cpuid cpuid) = 0;
+
+    /// MSRs that the engine keeps itself, outside of `CpuState` and of the core's: speculation
+    /// control where the host's CPU executes the guest.  False: this is none of them, or the value
+    /// is refused.
+    [[nodiscard]] virtual bool has_msr(std::uint32_t index) const noexcept = 0;
+    [[nodiscard]] virtual bool read_msr(std::uint32_t index, std::uint64_t& value) noexcept = 0;
+    [[nodiscard]] virtual bool write_msr(std::uint32_t index, std::uint64_t value) noexcept = 0;
 
     /// Runs guest code until something needs the core.  `exit.data` of the last port, MMIO or MSR
     /// read must have been filled before: entering completes that instruction.
@@ -159,11 +230,15 @@ public:
     EngineVm& operator=(EngineVm&&) = delete;
     virtual ~EngineVm() = default;
 
-    [[nodiscard]] virtual Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host) = 0;
+    [[nodiscard]] virtual Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host,
+                                                                          std::uint32_t id) = 0;
 
     /// The slots changed.  Returns when no vCPU uses a translation from before the call.
-    /// Not from a vCPU's thread inside `enter()`.
-    virtual void memory_changed() noexcept = 0;
+    /// Not from a vCPU's thread inside `enter()`.  On error the engine runs on the slots of before.
+    virtual Result<void> memory_changed() = 0;
+
+    /// A slot's dirty bits are about to be taken: reports the writes not yet reported.
+    virtual Result<void> collect_dirty_log(std::uint32_t slot) = 0;
 
     /// Dirty bits were cleared: returns when each further write reports its page again.
     virtual void dirty_log_cleared() noexcept = 0;

@@ -170,7 +170,8 @@ TEST_P(RandomGuests, NeverHarmTheProcess)
         const auto seed = static_cast<std::uint64_t>(i) * 3U + static_cast<unsigned>(GetParam());
         SCOPED_TRACE(testing::Message() << "seed " << seed);
         Random random{seed};
-        SmallVm small{random() % 2U == 0 ? SmallVm::Irqchip::None : SmallVm::Irqchip::Full};
+        SmallVm small{Engine::Soft,
+                      random() % 2U == 0 ? SmallVm::Irqchip::None : SmallVm::Irqchip::Full};
         fill_code(small, random);
         Vcpu vcpu = small.vcpu();
         set_mode(small, vcpu, GetParam(), random);

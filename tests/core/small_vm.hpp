@@ -9,11 +9,45 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 #include "vmm/vmm.hpp"
 
 namespace vmm::test {
+
+/// One test body, every engine: the suite's parameter is the engine.
+class EveryEngine : public testing::TestWithParam<Engine> {
+protected:
+    void SetUp() override
+    {
+        if (const auto kvm = Kvm::open({engine()}); !kvm) {
+            GTEST_SKIP() << kvm.error().message();
+        }
+    }
+    [[nodiscard]] static Engine engine() { return GetParam(); }
+    /// A `/dev/kvm` without hardware behind it, as some cloud machines have: its emulator differs
+    /// from a CPU in places.  A test that meets one skips there and says which.
+    [[nodiscard]] static bool is_emulated_kvm()
+    {
+        for (const EngineReport& report : probe_engines()) {
+            if (report.engine == engine()) {
+                return report.engine == Engine::Kvm && !report.automatic;
+            }
+        }
+        return false;
+    }
+};
+
+inline std::string engine_name(const testing::TestParamInfo<Engine>& test)
+{
+    return std::string{name(test.param)};
+}
+
+/// `INSTANTIATE_TEST_SUITE_P(Engines, X, test::engines, test::engine_name)`
+inline const auto engines = testing::Values(Engine::Soft, Engine::Kvm);
 
 /// 1 MiB of RAM at guest-physical 0; code runs in real mode with all segment bases 0.
 class SmallVm {
@@ -23,7 +57,7 @@ public:
 
     enum class Irqchip { None, Full };
 
-    explicit SmallVm(Irqchip irqchip = Irqchip::None, Engine engine = Engine::Soft)
+    explicit SmallVm(Engine engine = Engine::Soft, Irqchip irqchip = Irqchip::None)
         : memory_{static_cast<std::byte*>(std::aligned_alloc(4096, memory_size)), &std::free},
           kvm_{Kvm::open({engine}).value()},
           vm_{kvm_.create_vm().value()}

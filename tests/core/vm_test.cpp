@@ -13,6 +13,9 @@ namespace {
 
 using test::SmallVm;
 
+class VmTest : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, VmTest, test::engines, test::engine_name);
+
 TEST(Kvm, AutoTakesAnEngineThatRanTheProbeGuest)
 {
     const auto kvm = Kvm::open();
@@ -46,9 +49,9 @@ TEST(Kvm, EngineNamesRoundTrip)
     EXPECT_FALSE(engine_from_name("tcg"));
 }
 
-TEST(Vm, MemoryRegionsKeepKvmsErrno)
+TEST_P(VmTest, MemoryRegionsKeepKvmsErrno)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     EXPECT_EQ(small.vm()
                   .set_user_memory_region({.slot = 1,
                                            .guest_phys_addr = Gpa{0x1000},
@@ -67,18 +70,18 @@ TEST(Vm, MemoryRegionsKeepKvmsErrno)
               EINVAL);
 }
 
-TEST(Vm, AVcpuIdIsTakenOnce)
+TEST_P(VmTest, AVcpuIdIsTakenOnce)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const Vcpu first = small.vcpu(0);
     EXPECT_EQ(small.vm().create_vcpu(0).error().errno_value(), EEXIST);
     EXPECT_EQ(small.vm().create_vcpu(1024).error().errno_value(), EINVAL);
     EXPECT_TRUE(small.vm().create_vcpu(1023).has_value());
 }
 
-TEST(Vm, AnIrqchipComesBeforeTheVcpusAndOnce)
+TEST_P(VmTest, AnIrqchipComesBeforeTheVcpusAndOnce)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     EXPECT_EQ(small.vm().create_pit().error().errno_value(), ENOENT);
     EXPECT_EQ(small.vm().set_irq_line(4, true).error().errno_value(), ENXIO);
     EXPECT_TRUE(small.vm().create_irqchip().has_value());
@@ -86,17 +89,17 @@ TEST(Vm, AnIrqchipComesBeforeTheVcpusAndOnce)
     EXPECT_TRUE(small.vm().create_pit().has_value());
     EXPECT_EQ(small.vm().create_pit().error().errno_value(), EEXIST);
 
-    SmallVm late;
+    SmallVm late{engine()};
     const Vcpu vcpu = late.vcpu();
     EXPECT_EQ(late.vm().create_irqchip().error().errno_value(), EINVAL);
 }
 
-TEST(Vm, ManyLiveAtOnceInOneProcess)
+TEST_P(VmTest, ManyLiveAtOnceInOneProcess)
 {
     std::vector<std::unique_ptr<SmallVm>> vms;
     std::vector<Vcpu> vcpus;
     for (unsigned i = 0; i < 20; ++i) {
-        auto& small = *vms.emplace_back(std::make_unique<SmallVm>());
+        auto& small = *vms.emplace_back(std::make_unique<SmallVm>(engine()));
         small.place(SmallVm::code_at, {0xb0, i, 0xe6, 0x10, 0xf4});  // mov $i, %al; out; hlt
         vcpus.push_back(small.vcpu());
     }
@@ -108,9 +111,9 @@ TEST(Vm, ManyLiveAtOnceInOneProcess)
     }
 }
 
-TEST(Vm, MemoryIsReadAndWrittenWhole)
+TEST_P(VmTest, MemoryIsReadAndWrittenWhole)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const VmMemory memory = small.vm().memory();
     EXPECT_TRUE(memory.write(Gpa{0x2000}, std::uint32_t{0x1234'5678}));
     EXPECT_EQ(memory.read<std::uint32_t>(Gpa{0x2000}), 0x1234'5678U);
@@ -119,9 +122,9 @@ TEST(Vm, MemoryIsReadAndWrittenWhole)
     EXPECT_EQ(small.byte_at(SmallVm::memory_size - 1), 0U);
 }
 
-TEST(Vm, TheDirtyLogHasGuestWritesAndVmmWritesOnce)
+TEST_P(VmTest, TheDirtyLogHasGuestWritesAndVmmWritesOnce)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     alignas(4096) static std::array<std::byte, 0x4000> extra;
     const memory::MemoryRegion region{.slot = 1,
                                       .flags = memory::MemoryFlags::log_dirty,
@@ -147,6 +150,70 @@ TEST(Vm, TheDirtyLogHasGuestWritesAndVmmWritesOnce)
     EXPECT_EQ(small.vm().dirty_log(1)->at(0), 0b0010U);
 }
 
+TEST_P(VmTest, AReadOnlySlotIsReadAsMemoryAndWrittenAsMmio)
+{
+    SmallVm small{engine()};
+    alignas(4096) static std::array<std::byte, 0x1000> rom{std::byte{0x5a}};
+    ASSERT_TRUE(small.vm()
+                    .set_user_memory_region({.slot = 1,
+                                             .flags = memory::MemoryFlags::read_only,
+                                             .guest_phys_addr = Gpa{0x20'0000},
+                                             .size_bytes = rom.size(),
+                                             .host = rom.data()})
+                    .has_value());
+    // mov 0, %al; mov %al, 0x10; hlt, with a data segment at 2 MiB
+    small.place(SmallVm::code_at, {0xa0, 0x00, 0x00, 0xa2, 0x10, 0x00, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.ds.base = 0x20'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    const Exit exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<MmioWrite>());
+    EXPECT_EQ(exit.get_if<MmioWrite>()->gpa, Gpa{0x20'0010});
+    EXPECT_EQ(exit.get_if<MmioWrite>()->data[0], std::byte{0x5a});
+    EXPECT_TRUE(vcpu.run()->is<Halt>());
+    EXPECT_EQ(rom[0x10], std::byte{});
+}
+
+TEST_P(VmTest, ASlotMovesAndGoesUnderAVcpu)
+{
+    SmallVm small{engine()};
+    alignas(4096) static std::array<std::byte, 0x1000> page{std::byte{0x77}};
+    memory::MemoryRegion region{.slot = 1,
+                                .guest_phys_addr = Gpa{0x20'0000},
+                                .size_bytes = page.size(),
+                                .host = page.data()};
+    ASSERT_TRUE(small.vm().set_user_memory_region(region).has_value());
+    // 1: mov 0, %al; out %al, $0x10; jmp 1b
+    small.place(SmallVm::code_at, {0xa0, 0x00, 0x00, 0xe6, 0x10, 0xeb, 0xf9});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.ds.base = 0x20'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    Exit exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<PortWrite>());
+    EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{0x77});
+
+    region.guest_phys_addr = Gpa{0x30'0000};
+    ASSERT_TRUE(small.vm().set_user_memory_region(region).has_value());
+    exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<MmioRead>());
+    EXPECT_EQ(exit.get_if<MmioRead>()->gpa, Gpa{0x20'0000});
+    exit.complete();
+    sregs = vcpu.sregs();
+    sregs.ds.base = 0x30'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<PortWrite>());
+    EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{0x77});
+
+    ASSERT_TRUE(small.vm().set_user_memory_region({.slot = 1}).has_value());
+    exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<MmioRead>());
+    EXPECT_EQ(exit.get_if<MmioRead>()->gpa, Gpa{0x30'0000});
+}
+
 class Register final : public bus::DeviceBase {
 public:
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept override
@@ -160,9 +227,9 @@ public:
     unsigned value{};
 };
 
-TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
+TEST_P(VmTest, AnAttachedDeviceAnswersWithoutAnExit)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const auto device = std::make_shared<Register>();
     const PortRange ports = *PortRange::make(Port{0x20}, 4);
     ASSERT_TRUE(small.vm().attach(ports, device).has_value());
@@ -179,9 +246,9 @@ TEST(Vm, AnAttachedDeviceAnswersWithoutAnExit)
     EXPECT_EQ(small.vm().detach(ports).error().errno_value(), ENOENT);
 }
 
-TEST(Vm, ADeviceMayComeAndGoBetweenAccessesToItsPort)
+TEST_P(VmTest, ADeviceMayComeAndGoBetweenAccessesToItsPort)
 {
-    SmallVm small;
+    SmallVm small{engine()};
     const auto device = std::make_shared<Register>();
     const PortRange ports = *PortRange::make(Port{0x20}, 4);
     // 1: out %al, $0x20; out %al, $0x80; jmp 1b
@@ -198,9 +265,9 @@ TEST(Vm, ADeviceMayComeAndGoBetweenAccessesToItsPort)
     }
 }
 
-TEST(Vm, TheLastOneMayGoOnTheEventLoopsThread)
+TEST_P(VmTest, TheLastOneMayGoOnTheEventLoopsThread)
 {
-    auto small = std::make_unique<SmallVm>();
+    auto small = std::make_unique<SmallVm>(engine());
     std::promise<void> gone;
     EventLoop& loop = small->vm().event_loop();
     loop.post([&] {
@@ -211,9 +278,9 @@ TEST(Vm, TheLastOneMayGoOnTheEventLoopsThread)
     EXPECT_EQ(small, nullptr);
 }
 
-TEST(Vm, APitThatFindsAPortTakenLeavesTheOthersFree)
+TEST_P(VmTest, APitThatFindsAPortTakenLeavesTheOthersFree)
 {
-    SmallVm small{SmallVm::Irqchip::Full};
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
     const PortRange speaker = *PortRange::make(Port{0x61}, 1);
     const PortRange counters = *PortRange::make(Port{0x40}, 4);
     ASSERT_TRUE(small.vm().attach(speaker, std::make_shared<Register>()).has_value());

@@ -123,7 +123,7 @@ public:
 
     std::unique_ptr<EngineVcpu> add_vcpu(VcpuHost& its_host)
     {
-        std::unique_ptr<EngineVcpu> made = vm->create_vcpu(its_host).value();
+        std::unique_ptr<EngineVcpu> made = vm->create_vcpu(its_host, 0).value();
         reset_state(made->state(), false);
         const std::vector<CpuidEntry> leaves = supported_cpuid(1'000'000);
         made->state().cpuid = Cpuid{leaves};

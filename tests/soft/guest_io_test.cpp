@@ -248,7 +248,7 @@ TEST_F(GuestIo, AccessFromMemoryIntoMmio)
     // Memory ends in the middle of the operand.
     guest.ram.hole_first = 0x21;
     guest.ram.hole_last = 0x21;
-    guest.vm->memory_changed();
+    ASSERT_TRUE(guest.vm->memory_changed().has_value());
     guest.put<std::uint32_t>(Guest::data + 0xffc, 0xaabb'ccdd);
     guest.load(Guest::code, {0x48, 0x8b, 0x03, 0x48, 0x89, 0x03, 0xf4});  // mov rax,[rbx]; and back
     guest.reg(Rbx) = Guest::data + 0xffc;

@@ -27,9 +27,9 @@ public:
     {
     }
 
-    CpuState& state() noexcept override { return cpu_; }
+    CpuState& state(StateGroup /*current*/) noexcept override { return cpu_; }
 
-    void state_changed() noexcept override
+    void state_changed(StateGroup /*changed*/) noexcept override
     {
         const std::span<const CpuidEntry> entries = cpu_.cpuid.entries();
         if (!std::equal(entries.begin(), entries.end(), cpuid_.begin(), cpuid_.end())) {
@@ -39,6 +39,23 @@ public:
         }
         cpu_.state_changed();
         loop_.state_changed();
+    }
+
+    Result<void> set_cpuid(Cpuid cpuid) override
+    {
+        cpu_.cpuid = std::move(cpuid);
+        state_changed(StateGroup::All);
+        return success;
+    }
+
+    bool has_msr(std::uint32_t /*index*/) const noexcept override { return false; }
+    bool read_msr(std::uint32_t /*index*/, std::uint64_t& /*value*/) noexcept override
+    {
+        return false;
+    }
+    bool write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) noexcept override
+    {
+        return false;
     }
 
     const EngineExit& enter() noexcept override
@@ -106,12 +123,17 @@ class SoftEngineVm final : public EngineVm {
 public:
     explicit SoftEngineVm(PhysicalMemory& memory) : vm_(std::make_shared<SoftVm>(memory)) {}
 
-    Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host) override
+    Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host, std::uint32_t /*id*/) override
     {
         return std::unique_ptr<EngineVcpu>{std::make_unique<SoftEngineVcpu>(vm_, host)};
     }
 
-    void memory_changed() noexcept override { vm_->memory_changed(); }
+    Result<void> memory_changed() override
+    {
+        vm_->memory_changed();
+        return success;
+    }
+    Result<void> collect_dirty_log(std::uint32_t /*slot*/) override { return success; }
     void dirty_log_cleared() noexcept override { vm_->dirty_log_cleared(); }
     void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept override
     {

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The engines that there are: the one place that knows them all.
+
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/guest_physical.hpp"
+#include "vmm/kvm.hpp"
+#include "x86/engine.hpp"
+
+namespace vmm::core {
+
+/// An engine for a VM with this memory, which outlives it.  @pre `options.engine` is not `Auto`.
+[[nodiscard]] Result<std::unique_ptr<x86::EngineVm>> create_engine_vm(const KvmOptions& options,
+                                                                      GuestPhysical& memory);
+
+/// All that a guest may be offered on this engine.
+[[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(Engine engine);
+
+}  // namespace vmm::core

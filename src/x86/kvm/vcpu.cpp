@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/kvm/vcpu.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <sys/mman.h>
+
+#include "x86/msr.hpp"
+
+namespace vmm::x86::kvm {
+
+Result<RunArea> RunArea::map(const UniqueFd& vcpu, int size)
+{
+    const auto bytes = static_cast<std::size_t>(size);
+    void* const at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.get(), 0);
+    if (at == MAP_FAILED) {
+        return Error::from_errno("mmap of the vCPU's run area");
+    }
+    return RunArea{static_cast<kvm_run*>(at), bytes};
+}
+
+RunArea::RunArea(RunArea&& other) noexcept
+    : run_{std::exchange(other.run_, nullptr)},
+      size_{other.size_}
+{
+}
+
+RunArea::~RunArea()
+{
+    if (run_ != nullptr) {
+        static_cast<void>(::munmap(run_, size_));
+    }
+}
+
+std::byte* RunArea::at(std::uint64_t offset) const noexcept
+{
+    // SAFETY: KVM's offsets lie in the area.
+    return reinterpret_cast<std::byte*>(run_) + offset;
+}
+
+Result<std::unique_ptr<EngineVcpu>> KvmVcpu::create(std::shared_ptr<KvmVm> vm,
+                                                    VcpuHost& host,
+                                                    std::uint32_t id)
+{
+    UniqueFd fd{::ioctl(vm->fd().get(), KVM_CREATE_VCPU, static_cast<unsigned long>(id))};
+    if (!fd) {
+        return Error::from_errno("KVM_CREATE_VCPU");
+    }
+    VMM_TRY(RunArea run, RunArea::map(fd, vm->run_size()));
+    kvm_enable_cap wanted{};
+    wanted.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
+    wanted.args[0] = 1;
+    // Older ones answer hypercalls that the guest's CPUID does not offer.
+    static_cast<void>(::ioctl(fd.get(), KVM_ENABLE_CAP, &wanted));
+    return std::unique_ptr<EngineVcpu>{
+        std::make_unique<KvmVcpu>(std::move(vm), host, std::move(fd), std::move(run))};
+}
+
+KvmVcpu::KvmVcpu(std::shared_ptr<KvmVm> vm, VcpuHost& host, UniqueFd fd, RunArea run) noexcept
+    : vm_{std::move(vm)},
+      host_{host},
+      fd_{std::move(fd)},
+      run_{std::move(run)},
+      kick_{vm_->kick_signal()}
+{
+    run_->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_EVENTS;
+    current_ = StateGroup::All;  // The core gives it its reset state.
+}
+
+// --- Running.
+
+const EngineExit& KvmVcpu::enter() noexcept
+{
+    if (std::exchange(exit_left_, false)) {
+        return exit_;
+    }
+    if (completes_ && exit_.reason == EngineExit::Reason::MsrRead) {
+        run_->msr.data = exit_.msr_value;
+    }
+    const Kick::Window window{kick_, fd_};
+    for (;;) {
+        // An access that waits for its completion comes first, without guest code behind it.
+        const bool requested = kick_.is_requested();
+        if (requested && !completes_) {
+            static_cast<void>(kick_.take());
+            static_cast<void>(leave(EngineExit::Reason::Interrupted));
+            return exit_;
+        }
+        if (run_once(requested) == Next::Leave) {
+            return exit_;
+        }
+    }
+}
+
+bool KvmVcpu::complete_pending() noexcept
+{
+    if (completes_ && exit_.reason == EngineExit::Reason::MsrRead) {
+        run_->msr.data = exit_.msr_value;
+    }
+    while (completes_ && !exit_left_) {
+        exit_left_ = run_once(true) == Next::Leave;
+    }
+    return !exit_left_;
+}
+
+KvmVcpu::Next KvmVcpu::run_once(bool immediate) noexcept
+{
+    if (!store()) {
+        return fail_entry(static_cast<std::uint64_t>(errno));
+    }
+    const std::uint64_t cr8 = host_.read_cr8();
+    run_->cr8 = cr8;
+    run_->request_interrupt_window = state_.irq_window_requested ? 1 : 0;
+    run_->immediate_exit = immediate ? 1 : 0;
+    completes_ = false;
+    const int result = ::ioctl(fd_.get(), KVM_RUN, 0UL);
+    const int error = errno;
+    current_ = StateGroup::None;
+    changed_ = StateGroup::None;
+    if (run_->cr8 != cr8) {
+        host_.write_cr8(run_->cr8);
+    }
+    if (result == 0) {
+        return handle_exit();
+    }
+    if (error == EINTR || error == EAGAIN) {
+        return Next::Run;
+    }
+    return fail_entry(static_cast<std::uint64_t>(error));
+}
+
+KvmVcpu::Next KvmVcpu::leave(EngineExit::Reason reason) noexcept
+{
+    exit_ = EngineExit{};
+    exit_.reason = reason;
+    return Next::Leave;
+}
+
+KvmVcpu::Next KvmVcpu::fail_entry(std::uint64_t reason) noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::EntryFailure));
+    exit_.hardware_reason = reason;
+    return Next::Leave;
+}
+
+KvmVcpu::Next KvmVcpu::handle_exit() noexcept
+{
+    switch (run_->exit_reason) {
+    case KVM_EXIT_IO: return handle_port();
+    case KVM_EXIT_MMIO: return handle_mmio();
+    case KVM_EXIT_X86_RDMSR:
+    case KVM_EXIT_X86_WRMSR: return handle_msr();
+    case KVM_EXIT_HLT: return leave(EngineExit::Reason::Halt);
+    case KVM_EXIT_IRQ_WINDOW_OPEN: return leave(EngineExit::Reason::IrqWindow);
+    // The guest lowered CR8: an interrupt may have become deliverable.
+    case KVM_EXIT_SET_TPR: return leave(EngineExit::Reason::Interrupted);
+    case KVM_EXIT_SHUTDOWN: return leave(EngineExit::Reason::Shutdown);
+    case KVM_EXIT_INTERNAL_ERROR: return handle_internal_error();
+    case KVM_EXIT_FAIL_ENTRY: return fail_entry(run_->fail_entry.hardware_entry_failure_reason);
+    case KVM_EXIT_UNKNOWN: return fail_entry(run_->hw.hardware_exit_reason);
+    default: return fail_entry(run_->exit_reason);
+    }
+}
+
+KvmVcpu::Next KvmVcpu::handle_port() noexcept
+{
+    completes_ = true;
+    const bool is_write = run_->io.direction == KVM_EXIT_IO_OUT;
+    const std::size_t size = run_->io.size;
+    const Port port{run_->io.port};
+    std::span<std::byte> data{run_.at(run_->io.data_offset), size * run_->io.count};
+    while (!data.empty()) {
+        const std::span<std::byte> element = data.first(size);
+        if (!(is_write ? host_.port_write(port, element) : host_.port_read(port, element))) {
+            break;
+        }
+        data = data.subspan(size);
+    }
+    if (data.empty()) {
+        return Next::Run;
+    }
+    static_cast<void>(
+        leave(is_write ? EngineExit::Reason::PortWrite : EngineExit::Reason::PortRead));
+    exit_.port = port.value();
+    exit_.size = static_cast<std::uint8_t>(size);
+    exit_.count = static_cast<std::uint32_t>(data.size() / size);
+    exit_.data = data;
+    if (!is_write) {
+        std::fill(data.begin(), data.end(), std::byte{0xff});
+    }
+    return Next::Leave;
+}
+
+KvmVcpu::Next KvmVcpu::handle_mmio() noexcept
+{
+    completes_ = true;
+    const Gpa gpa{run_->mmio.phys_addr};
+    const std::size_t size = std::min<std::size_t>(run_->mmio.len, sizeof run_->mmio.data);
+    const std::span<std::byte> data =
+        std::as_writable_bytes(std::span{run_->mmio.data}).first(size);
+    const bool is_write = run_->mmio.is_write != 0;
+    if (is_write ? host_.mmio_write(gpa, data) : host_.mmio_read(gpa, data)) {
+        return Next::Run;
+    }
+    static_cast<void>(
+        leave(is_write ? EngineExit::Reason::MmioWrite : EngineExit::Reason::MmioRead));
+    exit_.gpa = gpa.value();
+    exit_.size = static_cast<std::uint8_t>(size);
+    exit_.data = data;
+    if (!is_write) {
+        std::fill(data.begin(), data.end(), std::byte{0xff});
+    }
+    return Next::Leave;
+}
+
+KvmVcpu::Next KvmVcpu::handle_msr() noexcept
+{
+    completes_ = true;
+    const bool is_write = run_->exit_reason == KVM_EXIT_X86_WRMSR;
+    const std::uint32_t index = run_->msr.index;
+    run_->msr.error = 0;
+    if (has_msr(index)) {
+        // KVM keeps these, and has refused.
+        run_->msr.error = 1;
+        return Next::Run;
+    }
+    std::uint64_t value = is_write ? run_->msr.data : 0;
+    const MsrResult result =
+        is_write ? host_.write_msr(index, value) : host_.read_msr(index, value);
+    if (result == MsrResult::ToUser) {
+        static_cast<void>(
+            leave(is_write ? EngineExit::Reason::MsrWrite : EngineExit::Reason::MsrRead));
+        exit_.msr = index;
+        exit_.msr_value = value;
+        exit_.data = std::as_writable_bytes(std::span{&exit_.msr_value, 1});
+        return Next::Leave;
+    }
+    run_->msr.data = value;
+    run_->msr.error = result == MsrResult::Fault ? 1 : 0;
+    if (is_write && index == msr::apic_base && result == MsrResult::Done) {
+        // CPUID shows the APIC as long as it is enabled, and KVM executes CPUID.
+        static_cast<void>(state(StateGroup::Segments));
+        state_changed(StateGroup::Segments);
+    }
+    return Next::Run;
+}
+
+KvmVcpu::Next KvmVcpu::handle_internal_error() noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::InternalError));
+    const auto& failure = run_->emulation_failure;
+    constexpr std::uint64_t has_bytes = KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES;
+    if (failure.suberror == KVM_INTERNAL_ERROR_EMULATION && failure.ndata >= 3 &&
+        (failure.flags & has_bytes) != 0) {
+        const std::size_t size = std::min<std::size_t>(failure.insn_size, exit_.instruction.size());
+        std::memcpy(exit_.instruction.data(), failure.insn_bytes, size);
+        exit_.instruction_size = static_cast<std::uint8_t>(size);
+    }
+    return Next::Leave;
+}
+
+bool KvmVcpu::translate(std::uint64_t linear, std::uint64_t& gpa) noexcept
+{
+    if (!store()) {
+        return false;
+    }
+    kvm_translation translation{};
+    translation.linear_address = linear;
+    if (::ioctl(fd_.get(), KVM_TRANSLATE, &translation) != 0 || translation.valid == 0) {
+        return false;
+    }
+    gpa = translation.physical_address;
+    return true;
+}
+
+}  // namespace vmm::x86::kvm

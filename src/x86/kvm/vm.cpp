@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/kvm/vm.hpp"
+
+#include <array>
+#include <csignal>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "x86/kvm/engine.hpp"
+#include "x86/kvm/vcpu.hpp"
+#include "x86/msr.hpp"
+
+namespace vmm::x86::kvm {
+namespace {
+
+/// MSRs that KVM keeps: those that instructions use, which are in `CpuState`, and speculation
+/// control, which is the host CPU's.  All others leave as exits, for the core to answer.
+struct MsrRange {
+    std::uint32_t first;
+    std::uint32_t count;
+};
+constexpr std::array kept_msrs{
+    MsrRange{msr::spec_ctrl, 2},          // And PRED_CMD.
+    MsrRange{msr::arch_capabilities, 2},  // And FLUSH_CMD.
+    MsrRange{msr::sysenter_cs, 3},        //
+    MsrRange{msr::xss, 1},                //
+    MsrRange{msr::efer, 5},               // To FMASK.
+    MsrRange{msr::fs_base, 4},            // To TSC_AUX.
+};
+
+Result<void> filter_msrs(const UniqueFd& vm)
+{
+    std::uint8_t allow = 0xff;
+    kvm_msr_filter filter{};
+    filter.flags = KVM_MSR_FILTER_DEFAULT_DENY;
+    for (std::size_t i = 0; i < kept_msrs.size(); ++i) {
+        filter.ranges[i].flags = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE;
+        filter.ranges[i].base = kept_msrs[i].first;
+        filter.ranges[i].nmsrs = kept_msrs[i].count;
+        filter.ranges[i].bitmap = &allow;
+    }
+    VMM_TRY_VOID(control(vm, KVM_X86_SET_MSR_FILTER, "KVM_X86_SET_MSR_FILTER", &filter));
+    return success;
+}
+
+Result<void> enable(const UniqueFd& vm, std::uint32_t capability, std::uint64_t argument)
+{
+    kvm_enable_cap wanted{};
+    wanted.cap = capability;
+    wanted.args[0] = argument;
+    VMM_TRY_VOID(control(vm, KVM_ENABLE_CAP, "KVM_ENABLE_CAP", &wanted));
+    return success;
+}
+
+/// What makes the guest's view the library's where KVM has a choice.
+Result<void> configure(const UniqueFd& kvm, const UniqueFd& vm)
+{
+    constexpr std::uint64_t all_msr_exits =
+        KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
+    VMM_TRY_VOID(enable(vm, KVM_CAP_X86_USER_SPACE_MSR, all_msr_exits));
+    VMM_TRY_VOID(filter_msrs(vm));
+    const auto has = [&](unsigned long capability) {
+        return ::ioctl(kvm.get(), KVM_CHECK_EXTENSION, capability);
+    };
+    if (has(KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0) {
+        // Without, user code that KVM cannot emulate gets a #UD that no CPU would raise.
+        VMM_TRY_VOID(enable(vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1));
+    }
+    if ((has(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS) != 0) {
+        VMM_TRY_VOID(enable(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS));
+    }
+    // What VMX without "unrestricted guest" needs for real mode: a page of page tables and three
+    // for a TSS, where firmware would be; other hosts ignore it.
+    std::uint64_t identity_map = 0xfeff'c000;
+    VMM_TRY_VOID(
+        control(vm, KVM_SET_IDENTITY_MAP_ADDR, "KVM_SET_IDENTITY_MAP_ADDR", &identity_map));
+    VMM_TRY_VOID(control(vm, KVM_SET_TSS_ADDR, "KVM_SET_TSS_ADDR", identity_map + 0x1000));
+    return success;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<KvmVm>> KvmVm::create(MemorySlots& memory, int kick_signal)
+{
+    if (kick_signal == 0) {
+        kick_signal = SIGRTMAX;
+    }
+    if (kick_signal < 1 || kick_signal > SIGRTMAX || kick_signal == SIGKILL ||
+        kick_signal == SIGSTOP) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("kick signal {}: 1 to {} without SIGKILL and SIGSTOP, which "
+                                 "cannot be blocked, are permitted",
+                                 kick_signal, SIGRTMAX)};
+    }
+    VMM_TRY(const UniqueFd kvm, open_kvm());
+    UniqueFd vm{::ioctl(kvm.get(), KVM_CREATE_VM, 0UL)};
+    if (!vm) {
+        return Error::from_errno("KVM_CREATE_VM");
+    }
+    VMM_TRY(const int run_size,
+            control(kvm, KVM_GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE", 0UL));
+    VMM_TRY_VOID(configure(kvm, vm));
+    return std::make_shared<KvmVm>(std::move(vm), run_size, memory, kick_signal);
+}
+
+Result<void> KvmVm::set(const Region& region) noexcept
+{
+    kvm_userspace_memory_region wanted{};
+    wanted.slot = region.slot;
+    wanted.flags = (region.log_dirty ? std::uint32_t{KVM_MEM_LOG_DIRTY_PAGES} : 0U) |
+                   (region.read_only ? std::uint32_t{KVM_MEM_READONLY} : 0U);
+    wanted.guest_phys_addr = region.gpa;
+    wanted.memory_size = region.size_bytes;
+    // SAFETY: an address as KVM wants it, an integer.
+    wanted.userspace_addr = reinterpret_cast<std::uintptr_t>(region.host);
+    VMM_TRY_VOID(control(fd_, KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &wanted));
+    slots_[region.slot] = region;
+    return success;
+}
+
+Result<void> KvmVm::remove(std::uint32_t slot) noexcept
+{
+    kvm_userspace_memory_region none{};
+    none.slot = slot;
+    VMM_TRY_VOID(control(fd_, KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", &none));
+    slots_.erase(slot);
+    return success;
+}
+
+Result<void> KvmVm::memory_changed()
+{
+    // Changes may come in another order than they were made in, or several at once: what counts
+    // is the table as it is now.
+    const std::lock_guard lock{mutex_};
+    const std::vector<Region> now = memory_.regions();
+    std::map<std::uint32_t, Region> surplus = slots_;
+    std::vector<const Region*> different;
+    for (const Region& region : now) {
+        surplus.erase(region.slot);
+        const auto old = slots_.find(region.slot);
+        if (old == slots_.end() || old->second != region) {
+            different.push_back(&region);
+        }
+    }
+    for (const auto& [slot, region] : surplus) {
+        VMM_TRY_VOID(remove(slot));
+    }
+    // One that only moved or changed its logging is changed in place: a vCPU that runs never
+    // misses it.  Several could stand in each other's way, and one that was deleted and made anew
+    // cannot be changed: those go first.
+    for (const Region* region : different) {
+        const auto old = slots_.find(region->slot);
+        if (old == slots_.end()) {
+            continue;
+        }
+        VMM_TRY_VOID(collect_locked(old->second));
+        const bool same_memory = old->second.host == region->host &&
+                                 old->second.size_bytes == region->size_bytes &&
+                                 old->second.read_only == region->read_only;
+        if (different.size() > 1 || !same_memory) {
+            VMM_TRY_VOID(remove(region->slot));
+        }
+    }
+    for (const Region* region : different) {
+        VMM_TRY_VOID(set(*region));
+    }
+    return success;
+}
+
+Result<void> KvmVm::collect_dirty_log(std::uint32_t slot)
+{
+    const std::lock_guard lock{mutex_};
+    const auto found = slots_.find(slot);
+    return found == slots_.end() ? success : collect_locked(found->second);
+}
+
+Result<void> KvmVm::collect_locked(const Region& region)
+{
+    if (!region.log_dirty) {
+        return success;
+    }
+    constexpr std::uint64_t bits = 64;
+    const std::uint64_t pages = region.size_bytes / 4096;
+    std::vector<std::uint64_t> bitmap((pages + bits - 1) / bits);
+    kvm_dirty_log log{};
+    log.slot = region.slot;
+    log.dirty_bitmap = bitmap.data();
+    VMM_TRY_VOID(control(fd_, KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", &log));
+    for (std::uint64_t page = 0; page < pages; ++page) {
+        if (bitmap[page / bits] == 0) {
+            page += bits - 1;  // The whole word is clean.
+        } else if (((bitmap[page / bits] >> (page % bits)) & 1U) != 0) {
+            memory_.mark_slot_dirty(region.slot, page);
+        }
+    }
+    return success;
+}
+
+namespace {
+
+class KvmEngineVm final : public EngineVm {
+public:
+    explicit KvmEngineVm(std::shared_ptr<KvmVm> vm) noexcept : vm_{std::move(vm)} {}
+
+    Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host, std::uint32_t id) override
+    {
+        return KvmVcpu::create(vm_, host, id);
+    }
+    Result<void> memory_changed() override { return vm_->memory_changed(); }
+    Result<void> collect_dirty_log(std::uint32_t slot) override
+    {
+        return vm_->collect_dirty_log(slot);
+    }
+    // KVM_GET_DIRTY_LOG has protected the pages again itself, and KVM's guests see memory as the
+    // host's CPU does.
+    void dirty_log_cleared() noexcept override {}
+    void memory_written(Gpa /*gpa*/, std::uint64_t /*size_bytes*/) noexcept override {}
+
+private:
+    std::shared_ptr<KvmVm> vm_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<EngineVm>> create_kvm_vm(MemorySlots& memory, int kick_signal)
+{
+    VMM_TRY(auto vm, KvmVm::create(memory, kick_signal));
+    return std::unique_ptr<EngineVm>{std::make_unique<KvmEngineVm>(std::move(vm))};
+}
+
+}  // namespace vmm::x86::kvm

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// A virtual machine of the kernel's KVM, and its memory slots as the library has them.
+
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "vmm/unique_fd.hpp"
+#include "x86/engine.hpp"
+#include "x86/kvm/system.hpp"
+
+namespace vmm::x86::kvm {
+
+class KvmVm {
+public:
+    [[nodiscard]] static Result<std::shared_ptr<KvmVm>> create(MemorySlots& memory,
+                                                               int kick_signal);
+
+    KvmVm(UniqueFd fd, int run_size, MemorySlots& memory, int kick_signal) noexcept
+        : fd_{std::move(fd)},
+          run_size_{run_size},
+          memory_{memory},
+          kick_signal_{kick_signal}
+    {
+    }
+
+    [[nodiscard]] const UniqueFd& fd() const noexcept { return fd_; }
+    [[nodiscard]] int run_size() const noexcept { return run_size_; }
+    [[nodiscard]] int kick_signal() const noexcept { return kick_signal_; }
+
+    /// Makes KVM's slots those of the library.  Any thread.
+    Result<void> memory_changed();
+    /// Moves the writes that KVM has logged in a slot to the library's log.  Any thread.
+    Result<void> collect_dirty_log(std::uint32_t slot);
+
+private:
+    using Region = MemorySlots::Region;
+
+    Result<void> set(const Region& region) noexcept;
+    Result<void> remove(std::uint32_t slot) noexcept;
+    Result<void> collect_locked(const Region& region);
+
+    UniqueFd fd_;
+    int run_size_;
+    MemorySlots& memory_;
+    int kick_signal_;
+    std::mutex mutex_;                       // What follows, and the order of KVM's changes.
+    std::map<std::uint32_t, Region> slots_;  ///< What KVM has been told.
+};
+
+}  // namespace vmm::x86::kvm
