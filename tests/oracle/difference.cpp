@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cstring>
+#include <span>
+
+#include <fmt/format.h>
+
+#include "oracle/judge.hpp"
+#include "x86/cpu_state.hpp"
+
+namespace vmm::oracle {
+
+namespace {
+
+constexpr std::uint16_t page_fault = 14;
+constexpr std::uint64_t zero_flag = 0x40;
+constexpr std::array<const char*, 16> names{"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                            "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+constexpr std::array<const char*, 6> segment_names{"es", "cs", "ss", "ds", "fs", "gs"};
+
+std::string ending_name(std::uint16_t ending)
+{
+    switch (ending) {
+    case ReachedExit: return "the end";
+    case SystemCall: return "a system call";
+    case TimedOut: return "no end in time";
+    case Died: return "the end of the process";
+    default: return fmt::format("vector {}", ending);
+    }
+}
+
+class Comparison {
+public:
+    Comparison(const Case& each, const Outcome& native, const Outcome& engine, const Verdict& verdict)
+        : case_{each},
+          native_{native},
+          engine_{engine},
+          verdict_{verdict}
+    {
+    }
+
+    std::string text()
+    {
+        if (native_.ending != engine_.ending) {
+            text_ = fmt::format("host: {}, engine: {}\n", described(native_), described(engine_));
+            return text_;
+        }
+        if (native_.ending == TimedOut || native_.ending == SystemCall) {
+            return {};
+        }
+        exception();
+        registers();
+        vectors();
+        x87();
+        memory();
+        return text_;
+    }
+
+private:
+    static std::string described(const Outcome& outcome)
+    {
+        return fmt::format("{} at {:#x}, error code {:#x}, address {:#x}",
+                           ending_name(outcome.ending), outcome.out.rip, outcome.error_code,
+                           outcome.address);
+    }
+
+    void expect(const std::string& name, std::uint64_t native, std::uint64_t engine)
+    {
+        if (native != engine) {
+            text_ += fmt::format("{}: host {:#x}, engine {:#x}\n", name, native, engine);
+        }
+    }
+
+    void exception()
+    {
+        std::uint32_t native = native_.error_code;
+        std::uint32_t engine = engine_.error_code;
+        if (native_.ending == page_fault && (native_.address >> 47U) != 0) {
+            // Linux tells user code of the upper half always that it is present.
+            native |= 1U;
+            engine |= 1U;
+        }
+        expect("error code", native, engine);
+        expect("address", native_.address, engine_.address);
+        expect("rip", native_.out.rip, engine_.out.rip);
+    }
+
+    void registers()
+    {
+        const State& native = native_.out;
+        const State& engine = engine_.out;
+        const bool wide = !case_.is_32;
+        for (std::size_t number = 0; number < (wide ? 16U : 8U); ++number) {
+            if (((verdict_.undefined_registers >> number) & 1U) != 0) {
+                continue;
+            }
+            // After BSF and BSR with ZF set.
+            if (((verdict_.undefined_registers >> (number + 16)) & 1U) != 0 &&
+                (native.rflags & zero_flag) != 0) {
+                continue;
+            }
+            // 32-bit code leaves the upper halves undefined.
+            const std::uint64_t mask = wide ? ~std::uint64_t{0} : 0xffff'ffffU;
+            expect(names.at(number), native.gpr.at(number) & mask, engine.gpr.at(number) & mask);
+        }
+        const std::uint64_t defined = ~verdict_.undefined_flags;
+        expect("rflags", native.rflags & defined, engine.rflags & defined);
+        for (std::size_t number = 0; number < segment_names.size(); ++number) {
+            const bool is_kept = number == x86::Cs || number == x86::Ss;
+            if (!is_kept || native_.ending != ReachedExit) {
+                expect(segment_names.at(number), native.selector.at(number),
+                       engine.selector.at(number));
+            }
+        }
+        expect("fs base", native.fs_base, engine.fs_base);
+        expect("gs base", native.gs_base, engine.gs_base);
+    }
+
+    void vectors()
+    {
+        expect("mxcsr", native_.out.mxcsr, engine_.out.mxcsr);
+        for (std::size_t number = 0; number < 16; ++number) {
+            for (std::size_t at = 0; at < 4; ++at) {
+                std::uint64_t native = 0;
+                std::uint64_t engine = 0;
+                std::memcpy(&native, native_.out.ymm.at(number).data() + 8 * at, 8);
+                std::memcpy(&engine, engine_.out.ymm.at(number).data() + 8 * at, 8);
+                if (native != engine) {
+                    expect(fmt::format("ymm{}[{}]", number, at), native, engine);
+                }
+            }
+        }
+    }
+
+    template <typename T>
+    void x87_field(const std::string& name, std::size_t offset)
+    {
+        T native{};
+        T engine{};
+        std::memcpy(&native, native_.out.x87.data() + offset, sizeof(T));
+        std::memcpy(&engine, engine_.out.x87.data() + offset, sizeof(T));
+        if (native != engine) {
+            expect(name, native, engine);
+        }
+    }
+
+    void x87()
+    {
+        if (native_.out.x87 == engine_.out.x87) {
+            return;
+        }
+        x87_field<std::uint16_t>("fcw", 0);
+        x87_field<std::uint16_t>("fsw", 2);
+        x87_field<std::uint8_t>("ftw", 4);
+        x87_field<std::uint16_t>("fop", 6);
+        x87_field<std::uint64_t>("fip", 8);
+        x87_field<std::uint64_t>("fdp", 16);
+        for (std::size_t number = 0; number < 8; ++number) {
+            x87_field<std::uint64_t>(fmt::format("st{} significand", number), 32 + 16 * number);
+            x87_field<std::uint16_t>(fmt::format("st{} exponent", number), 40 + 16 * number);
+        }
+    }
+
+    void memory()
+    {
+        const auto count = [](const Outcome& outcome) {
+            return std::min<std::size_t>(outcome.changes_count, outcome.changes.size());
+        };
+        const std::span native{native_.changes.data(), count(native_)};
+        const std::span engine{engine_.changes.data(), count(engine_)};
+        if (native_.changes_count == engine_.changes_count &&
+            std::equal(native.begin(), native.end(), engine.begin(), engine.end())) {
+            return;
+        }
+        const auto list = [&](const char* name, std::span<const Change> changes) {
+            text_ += fmt::format("memory, {}:", name);
+            std::size_t left = 6;
+            for (const Change& each : changes) {
+                if (left-- == 0) {
+                    text_ += " ...";
+                    break;
+                }
+                text_ += fmt::format(" [{:#x}]={:#018x}", linear_of(each.offset), each.value);
+            }
+            text_ += '\n';
+        };
+        if (verdict_.partial_push && is_partial_push(native, engine)) {
+            return;
+        }
+        list("host", native);
+        list("engine", engine);
+    }
+
+    /// SDM Vol. 2B "PUSH": of a segment register with a 32-bit operand size either four bytes are
+    /// written, or the lower two only.
+    static bool is_partial_push(std::span<const Change> native, std::span<const Change> engine)
+    {
+        constexpr std::uint64_t low = 0x0000'ffff'0000'ffff;
+        return native.size() <= 2 && engine.size() <= 2 &&
+               (native.size() != engine.size() ||
+                std::equal(native.begin(), native.end(), engine.begin(),
+                           [](const Change& a, const Change& b) {
+                               return a.offset == b.offset && (a.value & low) == (b.value & low);
+                           }));
+    }
+
+    const Case& case_;
+    const Outcome& native_;
+    const Outcome& engine_;
+    const Verdict& verdict_;
+    std::string text_;
+};
+
+}  // namespace
+
+std::string difference(const Case& each,
+                       const Outcome& native,
+                       const Outcome& engine,
+                       const Verdict& verdict)
+{
+    return Comparison{each, native, engine, verdict}.text();
+}
+
+}  // namespace vmm::oracle

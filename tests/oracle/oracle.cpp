@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "oracle/oracle.hpp"
+
+#include <atomic>
+#include <csignal>
+#include <stdexcept>
+#include <utility>
+
+#include <sys/time.h>
+
+#include "oracle/case_text.hpp"
+#include "oracle/reduce.hpp"
+
+namespace vmm::oracle {
+
+namespace {
+
+/// States tried for each encoding drawn.
+constexpr std::uint32_t states_per_code = 4;
+
+/// The case that the engine runs, seen by the clock: through two ticks of it, it is ended.
+struct Watch {
+    std::atomic<SoftMachine*> running{};
+    std::atomic<std::uint64_t> number{};
+    std::atomic<std::uint64_t> last_seen{};
+};
+Watch watch;
+
+void on_tick(int)
+{
+    SoftMachine* const running = watch.running.load();
+    if (running != nullptr && watch.last_seen.exchange(watch.number.load()) == watch.number.load()) {
+        running->interrupt();
+    }
+}
+
+void start_watch()
+{
+    struct sigaction action = {};
+    action.sa_handler = on_tick;
+    action.sa_flags = SA_RESTART;
+    ::sigaction(SIGVTALRM, &action, nullptr);
+    const itimerval tick{{0, 20'000}, {0, 20'000}};
+    ::setitimer(ITIMER_VIRTUAL, &tick, nullptr);
+}
+
+}  // namespace
+
+Oracle::Oracle(std::uint64_t seed)
+    : generator_{seed},
+      rows_{all_rows()},
+      coverage_(rows_.size()),
+      outcomes_{std::make_unique<std::array<Outcome, Batch::capacity>>()}
+{
+    // Which rows hold instructions is found out by trying, the same for every seed.
+    Generator tries{1};
+    for (Row& row : rows_) {
+        for (unsigned i = 0; i < 24 && !row.is_known; ++i) {
+            row.is_known = tries.encode(row).is_known;
+        }
+    }
+    choose_rows({});
+    start_watch();
+}
+
+void Oracle::choose_rows(const std::string& part)
+{
+    known_.clear();
+    unknown_.clear();
+    next_known_ = 0;
+    for (std::uint32_t number = 0; number < rows_.size(); ++number) {
+        if (rows_[number].name().find(part) != std::string::npos) {
+            (rows_[number].is_known ? known_ : unknown_).push_back(number);
+        }
+    }
+    if (known_.empty() && unknown_.empty()) {
+        throw std::runtime_error("no row's name contains '" + part + "'");
+    }
+}
+
+/// Rows with instructions in turn, the others now and then.
+std::uint32_t Oracle::draw_row()
+{
+    const bool other = known_.empty() || (!unknown_.empty() && generator_.random().percent(12));
+    if (other) {
+        return unknown_[generator_.random().below(static_cast<std::uint32_t>(unknown_.size()))];
+    }
+    next_known_ = (next_known_ + 1) % known_.size();
+    return known_[next_known_];
+}
+
+void Oracle::draw_batch()
+{
+    Batch& batch = native_.batch();
+    generator_.make_image(batch.image);
+    for (std::uint32_t i = 0; i < Batch::capacity; i += states_per_code) {
+        const std::uint32_t row = draw_row();
+        const Code code = generator_.encode(rows_[row]);
+        for (std::uint32_t k = i; k < i + states_per_code; ++k) {
+            row_of_[k] = row;
+            generator_.make_case(code, batch.cases[k]);
+        }
+    }
+}
+
+void Oracle::run_engine(const Case& each, Outcome& outcome)
+{
+    watch.number.fetch_add(1);
+    watch.running.store(&engine_);
+    engine_.run(each, outcome);
+    watch.running.store(nullptr);
+}
+
+std::size_t Oracle::run_batch()
+{
+    draw_batch();
+    Batch& batch = native_.batch();
+    native_.start(Batch::capacity);
+    engine_.set_image(batch.image);
+    for (std::uint32_t i = 0; i < Batch::capacity; ++i) {
+        run_engine(batch.cases[i], (*outcomes_)[i]);
+    }
+    native_.wait();
+    std::vector<std::uint32_t> suspects;
+    for (std::uint32_t i = 0; i < Batch::capacity; ++i) {
+        const Verdict verdict = judge(batch.cases[i]);
+        Coverage& coverage = coverage_[row_of_[i]];
+        const bool is_call = batch.outcomes[i].ending == SystemCall;
+        if (verdict.not_judged != nullptr || is_call) {
+            ++coverage.not_judged;
+            coverage.why = is_call ? "the host's kernel answers" : verdict.not_judged;
+            continue;
+        }
+        if (!difference(batch.cases[i], batch.outcomes[i], (*outcomes_)[i], verdict).empty()) {
+            suspects.push_back(i);
+        }
+        ++(batch.outcomes[i].ending == ReachedExit ? coverage.completed : coverage.excepted);
+    }
+    // Running one again overwrites the batch, so the suspects are taken out of it first.
+    std::vector<Case> cases;
+    cases.reserve(suspects.size());
+    for (const std::uint32_t each : suspects) {
+        cases.push_back(batch.cases[each]);
+    }
+    const Arena image = batch.image;
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+        if (!try_case(cases[i], image).empty()) {
+            const auto still_differs = [&](const Case& other, const Arena& memory) {
+                return try_case(other, memory);
+            };
+            const Reduced reduced = reduce(cases[i], image, still_differs);
+            differences_.push_back({rows_[row_of_[suspects[i]]].name(), reduced.text,
+                                    to_text(reduced.smallest, reduced.image)});
+        }
+    }
+    return Batch::capacity;
+}
+
+std::string Oracle::try_case(const Case& each, const Arena& image)
+{
+    const Verdict verdict = judge(each);
+    Batch& batch = native_.batch();
+    batch.image = image;
+    batch.cases[0] = each;
+    native_.start(1);
+    engine_.set_image(image);
+    Outcome& outcome = (*outcomes_)[0];
+    run_engine(each, outcome);
+    native_.wait();
+    if (verdict.not_judged != nullptr) {
+        return {};
+    }
+    return difference(each, batch.outcomes[0], outcome, verdict);
+}
+
+}  // namespace vmm::oracle

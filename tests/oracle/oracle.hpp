@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The oracle itself: draws cases, has both sides run them, and reduces what differs.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "oracle/case.hpp"
+#include "oracle/generator.hpp"
+#include "oracle/judge.hpp"
+#include "oracle/native_cpu.hpp"
+#include "oracle/rows.hpp"
+#include "oracle/soft_machine.hpp"
+
+namespace vmm::oracle {
+
+/// What has been executed of one row.
+struct Coverage {
+    std::uint64_t completed{};   ///< Cases that both sides ran to the end.
+    std::uint64_t excepted{};    ///< Cases that ended in the same exception.
+    std::uint64_t not_judged{};
+    const char* why{};  ///< The last reason for `not_judged`.
+};
+
+struct Difference {
+    std::string row{};
+    std::string text{};  ///< What differs.
+    std::string test{};  ///< To paste into `regression_test.cpp`.
+};
+
+class Oracle {
+public:
+    explicit Oracle(std::uint64_t seed);
+
+    /// Rows whose name contains `part`; all of them, if none is set.
+    void choose_rows(const std::string& part);
+    /// One in 100 cases at least is of several instructions; 0: none.
+    void set_sequences(unsigned percent) { sequences_ = percent; }
+
+    /// Draws and runs one batch; returns how many cases.  What differs goes to `differences()`.
+    std::size_t run_batch();
+    [[nodiscard]] std::vector<Difference>& differences() noexcept { return differences_; }
+
+    [[nodiscard]] const std::vector<Row>& rows() const noexcept { return rows_; }
+    [[nodiscard]] const std::vector<std::uint32_t>& chosen() const noexcept { return known_; }
+    [[nodiscard]] const std::vector<Coverage>& coverage() const noexcept { return coverage_; }
+
+    /// Runs one case alone on both sides; what differs, or empty.
+    [[nodiscard]] std::string try_case(const Case& each, const Arena& image);
+
+    [[nodiscard]] SoftMachine& engine() noexcept { return engine_; }
+
+private:
+    void draw_batch();
+    [[nodiscard]] std::uint32_t draw_row();
+    void run_engine(const Case& each, Outcome& outcome);
+    void compare(std::uint32_t number);
+    void report(const Case& each, std::uint32_t row);
+
+    Generator generator_;
+    std::vector<Row> rows_;
+    std::vector<std::uint32_t> known_;    ///< Chosen rows with instructions.
+    std::vector<std::uint32_t> unknown_;  ///< Chosen rows without.
+    std::size_t next_known_{};
+    std::vector<Coverage> coverage_;
+    std::vector<Difference> differences_;
+    NativeCpu native_;
+    SoftMachine engine_;
+    std::unique_ptr<std::array<Outcome, Batch::capacity>> outcomes_;
+    std::array<std::uint32_t, Batch::capacity> row_of_{};
+    unsigned sequences_{};
+};
+
+}  // namespace vmm::oracle
