@@ -30,7 +30,7 @@ inline constexpr std::uint32_t arena_bytes = code_bytes + data_bytes;
 inline constexpr std::uint32_t arena_writable_bytes = code_bytes + data_writable_bytes;
 
 inline constexpr std::uint64_t exit_64 = 0x3000'0000;
-inline constexpr std::uint64_t exit_32 = 0x3000'0080;
+inline constexpr std::uint64_t exit_32 = 0x3000'0100;
 
 [[nodiscard]] constexpr std::uint64_t linear_of(std::uint32_t arena_offset) noexcept
 {
@@ -78,6 +78,7 @@ struct Case {
 /// How a case ended, if not with an exception's vector.
 enum Ending : std::uint16_t {
     ReachedExit = 0x100,
+    ReachedOther,  ///< The exit of the other code size: a far transfer led there.
     SystemCall,  ///< SYSCALL and its kin, or INT 80h: the kernel's, not the processor's.
     TimedOut,
     Died,  ///< The process ended; the engine shut down.

@@ -68,7 +68,7 @@ constexpr std::array<std::uint64_t, 14> doubles{
 };
 
 constexpr std::array<std::uint64_t, 16> selectors{0,    1,    3,    0x2b, 0x2b, 0x2a, 0x23, 0x33,
-                                                  0x30, 0x28, 0x10, 0x18, 0x7b, 0x43, 0x4b, 0x2f};
+                                                  0x30, 0x28, 0x10, 0x18, 0x08, 0x43, 0x4b, 0x2f};
 
 bool is_legacy(const Encoding& encoding, unsigned map) noexcept
 {
@@ -187,7 +187,12 @@ std::uint64_t Generator::value()
 
 std::uint64_t Generator::selector()
 {
-    return random_.percent(80) ? random_.one_of(selectors) : random_.below(0x1'0000);
+    if (random_.percent(80)) {
+        return random_.one_of(selectors);
+    }
+    // Not the segment whose limit is the number of the host's CPU.
+    const std::uint64_t any = random_.below(0x1'0000);
+    return (any | 7U) == 0x7f ? user_data : any;
 }
 
 /// Where a branch may well go: the end, or the INT3s round the code.
@@ -197,6 +202,11 @@ std::uint64_t Generator::code_target()
         return exit_64;
     }
     return random_.percent(70) ? code_base + random_.below(code_bytes) : value();
+}
+
+std::uint64_t Generator::far_target(std::uint64_t code_selector)
+{
+    return (code_selector | 3U) == user_code_32 ? exit_32 : code_target();
 }
 
 /// Arithmetic flags at random; DF, AC, NT, RF, ID and TF now and then.  IF is what user code has.
@@ -534,7 +544,10 @@ void Generator::aim(Case& result, Code& code)
     const Insn& insn = code.insn;
     State& in = result.in;
     const std::uint32_t size = insn.memory_size == 0 ? 64U : insn.memory_size;
-    const std::uint64_t target = place_operand(size);
+    std::uint64_t target = place_operand(size);
+    if (code.encoding.lock && random_.percent(98)) {
+        target &= ~std::uint64_t{15};  // Split locks stop the whole machine.
+    }
     std::uint64_t segment = 0;
     if (insn.segment == Fs || insn.segment == Gs) {
         segment = insn.segment == Fs ? in.fs_base : in.gs_base;
@@ -579,9 +592,12 @@ void Generator::prepare_save_area(Case& result, const Code& code, std::uint64_t 
     if (group == 1 || group >= 4) {
         operand &= ~std::uint64_t{63};
     }
-    if (group >= 4 && random_.percent(90)) {
+    if (group >= 4) {
+        // Of the host's XCR0 the engine has these.
         result.in.gpr[Rax] = random_.below(8);
         result.in.gpr[Rdx] = 0;
+    }
+    if (group >= 4 && random_.percent(90)) {
         std::array<std::uint8_t, 64> header{};
         header[0] = static_cast<std::uint8_t>(random_.below(8));
         if (random_.percent(10)) {
@@ -616,20 +632,22 @@ void Generator::prepare_system(Case& result, const Code& code, std::uint64_t ope
         (encoding.map == 0 && opcode == 0xff && (encoding.group() == 3 || encoding.group() == 5)) ||
         (encoding.map == 1 && (opcode == 0xb2 || opcode == 0xb4 || opcode == 0xb5));
     if (far_operand) {
-        append(bytes, result.is_32 ? exit_32 : code_target(), code.insn.operand_size);
-        append(bytes, selector(), 2);
+        const std::uint64_t target_selector = selector();
+        append(bytes, far_target(target_selector), code.insn.operand_size);
+        append(bytes, target_selector, 2);
         patch_data(result, 0, operand, bytes);
         return;
     }
-    const std::uint64_t target = result.is_32 ? exit_32 : code_target();
     const std::uint64_t code_selector =
         random_.percent(70) ? (result.is_32 ? user_code_32 : user_code_64) : selector();
+    const bool is_near = encoding.map == 0 && (opcode == 0xc2 || opcode == 0xc3);
+    const std::uint64_t target =
+        is_near ? (result.is_32 ? exit_32 : code_target()) : far_target(code_selector);
     const bool returns_far = encoding.map == 0 && (opcode == 0xca || opcode == 0xcb);
-    const bool returns = encoding.map == 0 && (opcode == 0xc2 || opcode == 0xc3);
     const bool pops_segment = (encoding.map == 0 && (opcode == 0x07 || opcode == 0x17 || opcode == 0x1f)) ||
                               (encoding.map == 1 && (opcode == 0xa1 || opcode == 0xa9));
     const std::size_t width = code.insn.operand_size == 0 ? word : code.insn.operand_size;
-    if (returns || returns_far) {
+    if (is_near || returns_far) {
         append(bytes, target, width);
         append(bytes, code_selector, width);
     } else if (pops_segment) {
@@ -656,7 +674,8 @@ void Generator::prepare(Case& result, const Code& code, std::uint64_t operand)
     if (encoding.kind == Encoding::Kind::Evex || encoding.map > 1) {
         return;
     }
-    if (encoding.map == 1 && opcode == 0xae && !encoding.has_register_form()) {
+    const bool saves = opcode == 0xae || (opcode == 0xc7 && encoding.group() >= 3 && encoding.group() <= 5);
+    if (encoding.map == 1 && saves && !encoding.has_register_form()) {
         prepare_save_area(result, code, operand);
         return;
     }

@@ -69,6 +69,8 @@ constexpr std::array not_judged{
     Line{Kind::Legacy, 1, 0x01, 0x01, any, 2, Form::Register, own_cpuid},     // XGETBV
     Line{Kind::Legacy, 1, 0x01, 0x01, any, 5, Form::Any, not_offered},        // PKRU, SERIALIZE, CET
     Line{Kind::Legacy, 1, 0x01, 0x01, any, 7, Form::Register, varies},        // RDTSCP
+    Line{Kind::Legacy, 1, 0x01, 0x01, p66, 1, Form::Register, not_offered},   // TDX
+    Line{Kind::Legacy, 0, 0xc6, 0xc7, any, 7, Form::Register, not_offered},   // XABORT, XBEGIN
     Line{Kind::Legacy, 1, 0xae, 0xae, pf3, 4, Form::Any, not_offered},        // PTWRITE
     Line{Kind::Legacy, 2, 0xf8, 0xf9, any, -1, Form::Any, not_offered},       // MOVDIRI, MOVDIR64B
     Line{Kind::Evex, 0, 0x62, 0x62, any, -1, Form::Any, not_offered},         // AVX-512
@@ -124,6 +126,70 @@ constexpr std::array undefined_flags{
     Line{Kind::Vex, 2, 0xf5, 0xf5, np, -1, Form::Any, nullptr, af | pf},      // BZHI
     Line{Kind::Vex, 2, 0xf7, 0xf7, np, -1, Form::Any, nullptr, af | sf | pf}, // BEXTR
 };
+
+/// Several accesses, and which of them faults first is the processor's affair.  SDM Vol. 3A
+/// "Priority Among Concurrent Events": of the faults of one class the order is not defined; nor is
+/// which byte of an operand a page fault names.
+struct Slack {
+    Kind kind{};
+    unsigned map{};
+    unsigned first{};
+    unsigned last{};
+    int group{-1};
+    std::uint64_t bytes{};
+    bool any_fault{};
+};
+constexpr std::uint64_t save_area = 0x400;
+constexpr std::array slacks{
+    Slack{Kind::Legacy, 0, 0xa6, 0xa7, -1, ~std::uint64_t{0}, true},  // CMPS
+    Slack{Kind::Legacy, 0, 0xca, 0xcb, -1, 64, false},                // RET far
+    Slack{Kind::Legacy, 0, 0xcf, 0xcf, -1, 64, false},                // IRET
+    Slack{Kind::Legacy, 0, 0xc4, 0xc5, -1, 16, false},                // LES, LDS
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 2, ~std::uint64_t{0}, true},   // CALL: target and stack
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 3, ~std::uint64_t{0}, true},   // CALL far
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 5, 16, false},                 // JMP far
+    Slack{Kind::Legacy, 0, 0xe8, 0xe8, -1, ~std::uint64_t{0}, true},  // CALL
+    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 4, 32, false},                 // FLDENV
+    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 6, 32, false},                 // FSTENV
+    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 4, 128, false},                // FRSTOR
+    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 6, 128, false},                // FSAVE
+    Slack{Kind::Legacy, 1, 0xae, 0xae, -1, save_area, false},         // FXSAVE … XRSTOR
+    Slack{Kind::Legacy, 1, 0xc7, 0xc7, 4, save_area, false},          // XSAVEC
+    Slack{Kind::Legacy, 1, 0xb2, 0xb2, -1, 16, false},                // LSS, LFS, LGS
+    Slack{Kind::Legacy, 1, 0xb4, 0xb5, -1, 16, false},
+    Slack{Kind::Vex, 2, 0x2c, 0x2f, -1, 32, false},                   // VMASKMOV
+    Slack{Kind::Vex, 2, 0x8c, 0x8e, -1, 32, false},
+};
+
+/// 0F opcodes that operate on MMX registers without a prefix, or convert to or from them.
+bool is_mmx(const Encoding& encoding)
+{
+    const unsigned opcode = encoding.opcode;
+    if (encoding.kind != Kind::Legacy || encoding.map != 1) {
+        return false;
+    }
+    const bool converts = encoding.pp <= 1 && (opcode == 0x2a || opcode == 0x2c || opcode == 0x2d);
+    const bool moves = opcode == 0xd6 && encoding.pp >= 2;
+    const bool plain = (opcode >= 0x60 && opcode <= 0x7f) || opcode >= 0xc4;
+    return converts || moves || (encoding.pp == 0 && plain);
+}
+
+void judge_faults(const Encoding& encoding, Verdict& verdict)
+{
+    for (const Slack& each : slacks) {
+        if (each.kind == encoding.kind && each.map == encoding.map &&
+            encoding.opcode >= each.first && encoding.opcode <= each.last &&
+            (each.group < 0 || static_cast<unsigned>(each.group) == encoding.group())) {
+            verdict.address_slack = each.bytes;
+            verdict.any_fault = each.any_fault;
+        }
+    }
+    // SDM Vol. 2B "MASKMOVQ", "MASKMOVDQU".
+    verdict.may_fault = encoding.map == 1 && encoding.opcode == 0xf7;
+    verdict.mmx_transition = is_mmx(encoding);
+    verdict.mxcsr_before_store =
+        encoding.kind == Kind::Vex && encoding.map == 3 && encoding.opcode == 0x1d;
+}
 
 bool matches(const Line& line, const Encoding& encoding)
 {
@@ -229,6 +295,7 @@ Verdict judge(const Case& each)
             verdict.undefined_flags |= line.undefined;
         }
     }
+    judge_faults(encoding, verdict);
     Insn insn;
     const auto size = each.is_32 ? x86::soft::CodeSize::Bits32 : x86::soft::CodeSize::Bits64;
     const bool needs_operands = encoding.kind == Kind::Legacy && encoding.map < 2;

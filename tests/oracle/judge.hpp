@@ -20,8 +20,18 @@ struct Verdict {
     std::uint64_t undefined_flags{};
     /// Bit by register: its value is undefined.
     std::uint32_t undefined_registers{};
-    /// Bytes at the end of an eight-byte word of the stack that may or may not be written.
+    /// A segment register pushed as 32 bits: the upper half may be written, or not.
     bool partial_push{};
+    /// Accesses in no defined order: the address of a page fault may be that many bytes away.
+    std::uint64_t address_slack{};
+    /// Several accesses in no defined order: any of their faults will do.
+    bool any_fault{};
+    /// With nothing to store, the address may be looked at, or not.
+    bool may_fault{};
+    /// MMX: whether TOP and tags change if the instruction faults is not said.
+    bool mmx_transition{};
+    /// Whether MXCSR has the flags of a result that then cannot be stored is not said.
+    bool mxcsr_before_store{};
 };
 
 [[nodiscard]] Verdict judge(const Case& each);

@@ -193,6 +193,13 @@ ORACLE_PLAIN void take_signal(Context& context, Outcome& outcome)
     if (vector == page_fault) {
         outcome.address = static_cast<std::uint64_t>(registers[REG_CR2]);
     }
+    constexpr std::uint64_t exit_page_mask = ~std::uint64_t{0xfff};
+    if (vector == 1 && (outcome.out.rip & exit_page_mask) == exit_64) {
+        // TF was set when it came to the end; the first instruction there changes nothing.
+        outcome.ending = ReachedExit;
+        outcome.out.rip = 0;
+        outcome.out.selector.data()[1] = 0;
+    }
     if (context.signal == static_cast<std::uint64_t>(SIGSYS)) {
         outcome.ending = SystemCall;
     } else if (context.signal == static_cast<std::uint64_t>(SIGVTALRM)) {

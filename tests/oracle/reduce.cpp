@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "oracle/case_text.hpp"
+#include "oracle/encoding.hpp"
 
 namespace vmm::oracle {
 
@@ -37,6 +38,18 @@ public:
     }
 
 private:
+    /// Whether it has become another instruction, whose differences are not the ones looked for.
+    [[nodiscard]] bool is_other(const Case& each) const
+    {
+        const auto first = [](const Case& of) {
+            return parse({of.code.data(), of.code_size}, of.is_32);
+        };
+        const Encoding now = first(each);
+        const Encoding before = first(best_.smallest);
+        return now.kind != before.kind || now.map != before.map || now.opcode != before.opcode ||
+               now.pp != before.pp;
+    }
+
     /// Keeps what `change` makes of the best case, if it still differs.
     template <typename Change>
     bool try_change(const Change& change)
@@ -44,7 +57,7 @@ private:
         Case each = best_.smallest;
         Arena image = best_.image;
         change(each, image);
-        if (to_text(each, image) == to_text(best_.smallest, best_.image)) {
+        if (to_text(each, image) == to_text(best_.smallest, best_.image) || is_other(each)) {
             return false;
         }
         std::string text = difference_(each, image);

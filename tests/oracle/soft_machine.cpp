@@ -192,6 +192,7 @@ SoftMachine::SoftMachine() : memory_{std::make_unique<Memory>()}, host_{std::mak
     state.star = (std::uint64_t{user_code_32} << 48U) | (std::uint64_t{kernel_code} << 32U);
     state.lstar = handlers + syscall_number * handler_stride;
     state.cstar = state.lstar;
+    state.fmask = 0x4'7700;  // TF among them: no trap in the handler.
     state.sysenter_cs = kernel_code;
     state.sysenter_eip = handlers + sysenter_number * handler_stride;
     state.sysenter_esp = kernel_stack_top;
@@ -390,8 +391,13 @@ void SoftMachine::collect(const EngineExit& exit, Outcome& outcome)
         return;
     }
     std::uint64_t at = state.gpr[Rsp] - kernel_stack;
-    outcome.ending = static_cast<std::uint16_t>(number);
     const std::uint64_t pushed = 0x1000 - at;
+    if (pushed != 40 && pushed != 48) {
+        outcome.ending = Died;  // An exception in the kernel itself.
+        enter_kernel();
+        return;
+    }
+    outcome.ending = static_cast<std::uint16_t>(number);
     if (pushed == 48) {
         outcome.error_code = memory_->get<std::uint32_t>(StackPage, at);
         at += 8;
@@ -406,8 +412,10 @@ void SoftMachine::collect(const EngineExit& exit, Outcome& outcome)
     out.gpr[Rsp] = frame[3];
     out.selector[Ss] = static_cast<std::uint16_t>(frame[4]);
     if (number == exit_vector) {
-        const bool is_exit = out.rip == exit_64 + 2 || out.rip == exit_32 + 2;
-        outcome.ending = is_exit ? ReachedExit : SystemCall;
+        const bool is_64 = out.rip == exit_64 + 2;
+        const bool is_exit = is_64 || out.rip == exit_32 + 2;
+        const bool fits = is_64 == (out.selector[Cs] == user_code_64);
+        outcome.ending = !is_exit ? SystemCall : (fits ? ReachedExit : ReachedOther);
         out.rip = 0;
         out.selector[Cs] = 0;
     }

@@ -13,6 +13,7 @@
 
 #include "x86/cpu_state.hpp"
 #include "x86/soft/insn.hpp"
+#include "x86/soft/undefined_length.hpp"
 
 namespace vmm::x86::soft {
 
@@ -476,6 +477,32 @@ DecodeStatus failure(ZyanStatus status) noexcept
                                                        : DecodeStatus::Invalid;
 }
 
+/// What is no instruction has a length all the same.
+DecodeStatus status_of_undefined(std::span<const std::byte> bytes, CodeSize size) noexcept
+{
+    const std::size_t length = undefined_length(bytes, size);
+    if (length > Insn{}.bytes.size()) {
+        return DecodeStatus::TooLong;
+    }
+    return length > bytes.size() ? DecodeStatus::Truncated : DecodeStatus::Invalid;
+}
+
+/// Opcodes of AMD's XOP and SSE4a, which are longer than the undefined ones that they are here.
+bool is_foreign(std::span<const std::byte> bytes, CodeSize size) noexcept
+{
+    Insn insn;
+    insn.length = static_cast<std::uint8_t>(std::min(bytes.size(), insn.bytes.size()));
+    for (std::size_t i = 0; i < insn.length; ++i) {
+        insn.bytes[i] = std::to_integer<std::uint8_t>(bytes[i]);
+    }
+    const std::size_t at = read_prefixes(insn, size).end;
+    if (at + 1 >= insn.length) {
+        return false;
+    }
+    const bool xop = insn.bytes[at] == 0x8f && (insn.bytes[at + 1] & 0x38U) != 0;
+    return xop || (insn.bytes[at] == 0x0f && (insn.bytes[at + 1] & 0xfeU) == 0x78);
+}
+
 }  // namespace
 
 DecodeStatus decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn) noexcept
@@ -492,6 +519,10 @@ DecodeStatus decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn)
         ZydisDecoderDecodeInstruction(&decoder, &context, bytes.data(), available, &raw);
     if (ZYAN_FAILED(status)) {
         const DecodeStatus reason = failure(status);
+        if (reason == DecodeStatus::Invalid ||
+            (reason == DecodeStatus::Truncated && is_foreign(bytes, size))) {
+            return status_of_undefined(bytes.first(available), size);
+        }
         return reason == DecodeStatus::Truncated && available == insn.bytes.size()
                    ? DecodeStatus::TooLong
                    : reason;
@@ -501,7 +532,7 @@ DecodeStatus decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn)
         insn.bytes[i] = std::to_integer<std::uint8_t>(bytes[i]);
     }
     if (!set_map(raw, insn)) {
-        return DecodeStatus::Invalid;
+        return status_of_undefined(bytes.first(available), size);
     }
     insn.opcode = raw.opcode;
     const Prefixes prefixes = read_prefixes(insn, size);

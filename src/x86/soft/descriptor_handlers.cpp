@@ -205,7 +205,8 @@ void do_load_attribute(Cpu& cpu, const Op& op)
         valid = ((types >> descriptor->type()) & 1U) != 0U;
     }
     if (valid) {
-        constexpr std::uint64_t rights = 0x00f0'ff00;
+        // The four bits of the limit among them are undefined, and there on all processors.
+        constexpr std::uint64_t rights = 0x00ff'ff00;
         write_register(cpu, op.reg, Limit ? descriptor->limit() : (descriptor->low >> 32U) & rights,
                        op.operand_size);
     }
@@ -242,7 +243,8 @@ const Op* arpl(Cpu& cpu, const Op* op)
     if constexpr (Memory) {
         const auto segment = static_cast<SegmentIndex>(op->segment);
         const std::uint64_t linear = linear_address(cpu, *op, 2, Access::ReadWrite);
-        const auto selector = load_for_write<std::uint16_t>(cpu, segment, linear);
+        // Written only if it changes, and not locked.
+        const auto selector = load<std::uint16_t>(cpu, segment, linear);
         const bool raises = rpl(selector) < wanted;
         if (raises) {
             store<std::uint16_t>(cpu, segment, linear, with_rpl(selector, wanted));

@@ -135,7 +135,8 @@ void check_alignment(const Cpu& cpu, std::uint64_t linear, std::size_t size)
     }
     std::uint64_t alignment = 1;
     if (size >= 16) {
-        alignment = 16;
+        // Intel's processors check no vectors; those that must be aligned raise #GP.
+        alignment = cpu.cpuid.is_intel() ? 1 : 16;
     } else if (size >= 8) {
         alignment = 8;
     } else if (size >= 4) {

@@ -119,7 +119,7 @@ template <typename T>
 const Op* in(Cpu& cpu, const Op* op)
 {
     if (!input<T>(cpu, *op)) {
-        return leave_repeating(cpu, op);
+        return leave_to_same(cpu, op);
     }
     return leave(cpu, op);
 }
@@ -185,11 +185,11 @@ template <typename T>
 {
     StringOperands operands{cpu, op};
     const bool repeats = op.rep || op.repne;
+    const auto port = gpr_at<std::uint16_t>(cpu, Rdx * 8);
+    check_access(cpu, port, sizeof(T));
     if (repeats && operands.count() == 0) {
         return true;
     }
-    const auto port = gpr_at<std::uint16_t>(cpu, Rdx * 8);
-    check_access(cpu, port, sizeof(T));
     const std::uint64_t offset = operands.destination();
     if (!is_answered(cpu, port, sizeof(T))) {
         // Faults come before the device sees anything.
@@ -221,11 +221,11 @@ template <typename T>
 {
     StringOperands operands{cpu, op};
     const bool repeats = op.rep || op.repne;
+    const auto port = gpr_at<std::uint16_t>(cpu, Rdx * 8);
+    check_access(cpu, port, sizeof(T));
     if (repeats && operands.count() == 0) {
         return true;
     }
-    const auto port = gpr_at<std::uint16_t>(cpu, Rdx * 8);
-    check_access(cpu, port, sizeof(T));
     PortIo& io = cpu.port_io;
     const SegmentIndex segment = segment_of(op);
     const std::uint64_t offset = operands.source();
@@ -254,7 +254,10 @@ template <typename T, bool Input>
 const Op* string_io(Cpu& cpu, const Op* op)
 {
     const bool done = Input ? input_string<T>(cpu, *op) : output_string<T>(cpu, *op);
-    return done ? leave(cpu, op) : leave_repeating(cpu, op);
+    if (done) {
+        return leave(cpu, op);
+    }
+    return cpu.port_io.waiting ? leave_to_same(cpu, op) : leave_repeating(cpu, op);
 }
 
 }  // namespace

@@ -216,10 +216,13 @@ template <typename T, bool Scan>
         }
         operands.set_count(count - 1);
         const bool ends = (first == second) != op.rep;
-        // Only the last comparison's flags are seen, unless the instruction is interrupted.
-        if (ends || count == 1 || !may_repeat(cpu)) {
+        // Only the last comparison sets flags, even if the instruction is interrupted before.
+        if (ends || count == 1) {
             cpu.arithmetic_flags = compare(first, second);
-            return ends || count == 1;
+            return true;
+        }
+        if (!may_repeat(cpu)) {
+            return false;
         }
     }
 }

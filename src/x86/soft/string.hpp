@@ -100,10 +100,19 @@ private:
            cpu.pending_debug == 0;
 }
 
-/// Ends the block at the instruction itself: to be continued.
-inline const Op* leave_repeating(Cpu& cpu, const Op* op)
+/// Ends the block at the instruction itself: to be executed again.
+inline const Op* leave_to_same(Cpu& cpu, const Op* op)
 {
     return leave_to(cpu, cpu.ip_mask(cpu.block_rip() + op->offset));
+}
+
+/// Ends the block between two iterations.
+inline const Op* leave_repeating(Cpu& cpu, const Op* op)
+{
+    // SDM Vol. 3B "Resume Flag": set in what an interrupt pushes here; the rest of the instruction
+    // meets no breakpoint.
+    cpu.rflags |= Rflags::RF.mask;
+    return leave_to_same(cpu, op);
 }
 
 }  // namespace vmm::x86::soft

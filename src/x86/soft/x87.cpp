@@ -54,7 +54,9 @@ std::uint16_t host_fsw() noexcept
 constexpr std::size_t control_bytes = 5;  // FCW, FSW, FTW.
 constexpr std::size_t st_bytes = 128;
 
-std::uint8_t pointer_rules(const Cpuid& cpuid) noexcept
+}  // namespace
+
+std::uint8_t x87_pointer_rules(const Cpuid& cpuid) noexcept
 {
     constexpr CpuidFeature fdp_on_error{7, 0, CpuidRegister::Ebx, 6};
     constexpr CpuidFeature no_selectors{7, 0, CpuidRegister::Ebx, 13};
@@ -70,8 +72,6 @@ std::uint8_t pointer_rules(const Cpuid& cpuid) noexcept
     }
     return static_cast<std::uint8_t>(rules);
 }
-
-}  // namespace
 
 void fpu_load_live(Cpu& cpu) noexcept
 {
@@ -92,7 +92,7 @@ void fpu_load_live(Cpu& cpu) noexcept
                        "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
     }
     cpu.x87_live = true;
-    cpu.x87_pointer_rules = pointer_rules(cpu.cpuid);
+    cpu.x87_pointer_rules = x87_pointer_rules(cpu.cpuid);
 }
 
 void fpu_release_live(Cpu& cpu) noexcept

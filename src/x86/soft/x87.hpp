@@ -54,6 +54,8 @@ inline constexpr std::uint8_t fdp_on_error = 2;  ///< FDP only with an unmasked 
 inline constexpr std::uint8_t fop_on_error = 4;  ///< FOP likewise.
 }  // namespace x87_rule
 
+[[nodiscard]] std::uint8_t x87_pointer_rules(const Cpuid& cpuid) noexcept;
+
 /// Moves the guest's state into the host's FPU.
 void fpu_load_live(Cpu& cpu) noexcept;
 

@@ -106,8 +106,16 @@ void write_environment(const Cpu& cpu, std::uint8_t how, Area& area) noexcept
     put(area, 12, real ? static_cast<std::uint16_t>((dp_offset >> 16U) << 12U) : dp.selector);
 }
 
-void read_environment(FpuRegisters& fpu, std::uint8_t how, const Area& area) noexcept
+/// The selector of a pointer, where it goes in the image; none, where the processor keeps none.
+std::uint64_t selector_part(const Cpu& cpu, std::uint32_t selector) noexcept
 {
+    const bool kept = (x87_pointer_rules(cpu.cpuid) & x87_rule::selectors) != 0;
+    return kept ? std::uint64_t{selector & 0xffffU} << 32U : 0;
+}
+
+void read_environment(Cpu& cpu, std::uint8_t how, const Area& area) noexcept
+{
+    FpuRegisters& fpu = cpu.fpu;
     const std::size_t step = (how & is_32) != 0 ? 4 : 2;
     // Bit 6 of FCW reads as one, the bits above RC as zero.
     const auto fcw = static_cast<std::uint16_t>((take<std::uint16_t>(area, 0) & 0x1f3fU) | 0x40U);
@@ -129,8 +137,8 @@ void read_environment(FpuRegisters& fpu, std::uint8_t how, const Area& area) noe
         const auto high = take<std::uint32_t>(area, 16);
         const auto data_high = take<std::uint32_t>(area, 24);
         if ((how & is_protected) != 0) {
-            ip = take<std::uint32_t>(area, 12) | (std::uint64_t{high & 0xffffU} << 32U);
-            dp = take<std::uint32_t>(area, 20) | (std::uint64_t{data_high & 0xffffU} << 32U);
+            ip = take<std::uint32_t>(area, 12) | selector_part(cpu, high);
+            dp = take<std::uint32_t>(area, 20) | selector_part(cpu, data_high);
             fop = high >> 16U;
         } else {
             ip = take<std::uint16_t>(area, 12) | ((high >> 12U & 0xffffU) << 16U);
@@ -141,8 +149,8 @@ void read_environment(FpuRegisters& fpu, std::uint8_t how, const Area& area) noe
         const std::uint32_t high = take<std::uint16_t>(area, 8);
         const std::uint32_t data_high = take<std::uint16_t>(area, 12);
         if ((how & is_protected) != 0) {
-            ip = take<std::uint16_t>(area, 6) | (std::uint64_t{high} << 32U);
-            dp = take<std::uint16_t>(area, 10) | (std::uint64_t{data_high} << 32U);
+            ip = take<std::uint16_t>(area, 6) | selector_part(cpu, high);
+            dp = take<std::uint16_t>(area, 10) | selector_part(cpu, data_high);
         } else {
             ip = take<std::uint16_t>(area, 6) | ((high >> 12U) << 16U);
             dp = take<std::uint16_t>(area, 10) | ((data_high >> 12U) << 16U);
@@ -208,7 +216,7 @@ void check_nm(const Cpu& cpu)
     Area area{};
     read_slow(cpu, static_cast<SegmentIndex>(op->segment), linear, area.data(), size);
     fpu_release(cpu);
-    read_environment(cpu.fpu, how, area);
+    read_environment(cpu, how, area);
     if ((how & with_registers) != 0) {
         for (std::size_t number = 0; number < 8; ++number) {
             std::byte* const st = cpu.fpu.x87.data() + x87_image::st + 16 * number;

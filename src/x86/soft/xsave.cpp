@@ -71,7 +71,12 @@ void take_x87(FpuRegisters& fpu, const Legacy& area) noexcept
     }
 }
 
-/// Without REX.W the pointers are 32 bits with a selector above.
+bool keeps_selectors(const Cpu& cpu) noexcept
+{
+    return (x87_pointer_rules(cpu.cpuid) & x87_rule::selectors) != 0;
+}
+
+/// Without REX.W the pointers are 32 bits with a selector above, if the processor has any.
 void narrow_pointers(Legacy& area, bool keep_selectors) noexcept
 {
     for (const std::size_t at : {x87_image::fip + 4, x87_image::fdp + 4}) {
@@ -226,7 +231,7 @@ private:
     Legacy area{};
     put_x87(cpu.fpu, area);
     if (op->extra == 0) {
-        narrow_pointers(area, !cpu.code_64());
+        narrow_pointers(area, keeps_selectors(cpu) && !cpu.code_64());
     }
     const GuestArea to{cpu, *op, linear};
     if ((cpu.cr4 & cr4_osfxsr) == 0) {
@@ -259,7 +264,7 @@ private:
         take_xmm(cpu.fpu, area, register_count(cpu));
     }
     if (op->extra == 0) {
-        narrow_pointers(area, true);
+        narrow_pointers(area, keeps_selectors(cpu));
     }
     take_x87(cpu.fpu, area);
 }
@@ -277,7 +282,7 @@ void write_components(const Cpu& cpu,
     if ((components & x87_component) != 0) {
         put_x87(cpu.fpu, area);
         if (op.extra == 0) {
-            narrow_pointers(area, !cpu.code_64());
+            narrow_pointers(area, keeps_selectors(cpu) && !cpu.code_64());
         }
         to.write(0, area.data(), x87_control_size);
         to.write(x87_image::st, area.data() + x87_image::st, st_size);
@@ -426,7 +431,7 @@ template <bool supervisor>
         area.read(avx_offset, from.avx.data(), avx_size);
     }
     if (op->extra == 0) {
-        narrow_pointers(from.legacy, true);
+        narrow_pointers(from.legacy, keeps_selectors(cpu));
     }
     fpu_release(cpu);
     commit(cpu, from);
