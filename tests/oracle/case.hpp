@@ -95,6 +95,7 @@ struct Change {
 struct Outcome {
     State out{};
     std::uint16_t ending{};  ///< A vector below 256, or an `Ending`.
+    bool in_32{};  ///< The exit reached was that of 32-bit code.  Of the engine only.
     std::uint32_t error_code{};
     std::uint64_t address{};        ///< CR2 of a page fault.
     std::uint32_t changes_count{};  ///< May be more than `changes` holds.

@@ -204,8 +204,11 @@ std::uint64_t Generator::code_target()
     return random_.percent(70) ? code_base + random_.below(code_bytes) : value();
 }
 
-std::uint64_t Generator::far_target(std::uint64_t code_selector)
+std::uint64_t Generator::far_target(std::uint64_t code_selector, bool is_32)
 {
+    if (is_32 && (code_selector | 3U) != user_code_32) {
+        return code_base + random_.below(0x100);
+    }
     return (code_selector | 3U) == user_code_32 ? exit_32 : code_target();
 }
 
@@ -228,7 +231,7 @@ std::uint64_t Generator::any_flags()
 std::uint64_t Generator::place_operand(std::uint32_t size)
 {
     const std::uint32_t within = 1 + random_.below(std::max(size, 2U) - 1);
-    const std::uint32_t choice = random_.below(100);
+    const std::uint32_t choice = random_.percent(50) ? random_.below(100) : 0;
     if (choice < 60) {
         return data_base + random_.below((data_writable_bytes - 1024) / 64) * 64;
     }
@@ -363,7 +366,7 @@ void Generator::add_prefixes(const Row& row, Code& code)
         }
     }
     const bool may_lock = row.map == 0 || (row.map == 1 && row.opcode >= 0xa0);
-    if (random_.percent(may_lock ? 12 : 2)) {
+    if (random_.percent(may_lock ? 6 : 1)) {
         prefixes.push_back(0xf0);
     }
     if (random_.percent(10)) {
@@ -512,12 +515,18 @@ void Generator::aim_branch(Case& result, Code& code)
     const bool conditional = is_legacy(encoding, 1) && (encoding.opcode & 0xf0U) == 0x80;
     const bool direct =
         is_legacy(encoding, 0) && (encoding.opcode == 0xe8 || encoding.opcode == 0xe9);
+    const bool by_byte = is_legacy(encoding, 0) && ((encoding.opcode & 0xf0U) == 0x70 ||
+                                                    (encoding.opcode & 0xfcU) == 0xe0 ||
+                                                    encoding.opcode == 0xeb);
+    if (by_byte && code.bytes.back() > 0 && code.bytes.back() < 8) {
+        code.bytes.back() = 8;  // Not into the middle of the jump that follows.
+    }
     if ((conditional || direct) && code.insn.length >= 5 && random_.percent(80)) {
         const std::uint64_t end = linear_of(result.code_offset) + code.insn.length;
         const unsigned size = result.is_32 && code.insn.operand_size == 2 ? 2 : 4;
         const std::uint64_t target = result.is_32 ? exit_32 : exit_64;
         const std::uint64_t displacement =
-            random_.percent(60) ? target - end : std::uint64_t{random_.below(0x100)};
+            random_.percent(60) ? target - end : 8 + std::uint64_t{random_.below(0x100)};
         overwrite(code.bytes, code.insn.length - size, displacement, size);
     }
 }
@@ -545,7 +554,9 @@ void Generator::aim(Case& result, Code& code)
     State& in = result.in;
     const std::uint32_t size = insn.memory_size == 0 ? 64U : insn.memory_size;
     std::uint64_t target = place_operand(size);
-    if (code.encoding.lock && random_.percent(98)) {
+    const bool locks = code.encoding.lock || (is_legacy(code.encoding, 0) &&
+                                              (code.encoding.opcode & 0xfeU) == 0x86);
+    if (locks && random_.percent(98)) {
         target &= ~std::uint64_t{15};  // Split locks stop the whole machine.
     }
     std::uint64_t segment = 0;
@@ -633,7 +644,7 @@ void Generator::prepare_system(Case& result, const Code& code, std::uint64_t ope
         (encoding.map == 1 && (opcode == 0xb2 || opcode == 0xb4 || opcode == 0xb5));
     if (far_operand) {
         const std::uint64_t target_selector = selector();
-        append(bytes, far_target(target_selector), code.insn.operand_size);
+        append(bytes, far_target(target_selector, result.is_32), code.insn.operand_size);
         append(bytes, target_selector, 2);
         patch_data(result, 0, operand, bytes);
         return;
@@ -642,7 +653,7 @@ void Generator::prepare_system(Case& result, const Code& code, std::uint64_t ope
         random_.percent(70) ? (result.is_32 ? user_code_32 : user_code_64) : selector();
     const bool is_near = encoding.map == 0 && (opcode == 0xc2 || opcode == 0xc3);
     const std::uint64_t target =
-        is_near ? (result.is_32 ? exit_32 : code_target()) : far_target(code_selector);
+        is_near ? (result.is_32 ? exit_32 : code_target()) : far_target(code_selector, result.is_32);
     const bool returns_far = encoding.map == 0 && (opcode == 0xca || opcode == 0xcb);
     const bool pops_segment = (encoding.map == 0 && (opcode == 0x07 || opcode == 0x17 || opcode == 0x1f)) ||
                               (encoding.map == 1 && (opcode == 0xa1 || opcode == 0xa9));

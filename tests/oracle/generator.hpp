@@ -59,7 +59,7 @@ private:
     [[nodiscard]] std::uint64_t place_operand(std::uint32_t size);
     [[nodiscard]] std::uint64_t selector();
     [[nodiscard]] std::uint64_t code_target();
-    [[nodiscard]] std::uint64_t far_target(std::uint64_t code_selector);
+    [[nodiscard]] std::uint64_t far_target(std::uint64_t code_selector, bool is_32);
     [[nodiscard]] std::uint64_t any_flags();
 
     void place_code(Case& result, std::vector<std::uint8_t>& bytes);

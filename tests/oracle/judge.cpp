@@ -138,27 +138,36 @@ struct Slack {
     int group{-1};
     std::uint64_t bytes{};
     bool any_fault{};
+    bool partial{};
 };
 constexpr std::uint64_t save_area = 0x400;
+constexpr std::uint64_t anywhere = ~std::uint64_t{0};
 constexpr std::array slacks{
-    Slack{Kind::Legacy, 0, 0xa6, 0xa7, -1, ~std::uint64_t{0}, true},  // CMPS
-    Slack{Kind::Legacy, 0, 0xca, 0xcb, -1, 64, false},                // RET far
-    Slack{Kind::Legacy, 0, 0xcf, 0xcf, -1, 64, false},                // IRET
-    Slack{Kind::Legacy, 0, 0xc4, 0xc5, -1, 16, false},                // LES, LDS
-    Slack{Kind::Legacy, 0, 0xff, 0xff, 2, ~std::uint64_t{0}, true},   // CALL: target and stack
-    Slack{Kind::Legacy, 0, 0xff, 0xff, 3, ~std::uint64_t{0}, true},   // CALL far
-    Slack{Kind::Legacy, 0, 0xff, 0xff, 5, 16, false},                 // JMP far
-    Slack{Kind::Legacy, 0, 0xe8, 0xe8, -1, ~std::uint64_t{0}, true},  // CALL
-    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 4, 32, false},                 // FLDENV
-    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 6, 32, false},                 // FSTENV
-    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 4, 128, false},                // FRSTOR
-    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 6, 128, false},                // FSAVE
-    Slack{Kind::Legacy, 1, 0xae, 0xae, -1, save_area, false},         // FXSAVE … XRSTOR
-    Slack{Kind::Legacy, 1, 0xc7, 0xc7, 4, save_area, false},          // XSAVEC
-    Slack{Kind::Legacy, 1, 0xb2, 0xb2, -1, 16, false},                // LSS, LFS, LGS
-    Slack{Kind::Legacy, 1, 0xb4, 0xb5, -1, 16, false},
-    Slack{Kind::Vex, 2, 0x2c, 0x2f, -1, 32, false},                   // VMASKMOV
-    Slack{Kind::Vex, 2, 0x8c, 0x8e, -1, 32, false},
+    Slack{Kind::Legacy, 0, 0x60, 0x61, -1, 64, false, true},          // PUSHA, POPA
+    Slack{Kind::Legacy, 0, 0x9a, 0x9a, -1, anywhere, true, true},     // CALL far
+    Slack{Kind::Legacy, 0, 0xa6, 0xa7, -1, anywhere, true, false},    // CMPS
+    Slack{Kind::Legacy, 0, 0xc4, 0xc5, -1, 16, false, false},         // LES, LDS
+    Slack{Kind::Legacy, 0, 0xc8, 0xc8, -1, anywhere, true, true},     // ENTER
+    Slack{Kind::Legacy, 0, 0xca, 0xcb, -1, 64, true, false},          // RET far
+    Slack{Kind::Legacy, 0, 0xcf, 0xcf, -1, 64, false, false},         // IRET
+    Slack{Kind::Legacy, 0, 0xe8, 0xe8, -1, anywhere, true, true},     // CALL
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 2, anywhere, true, true},      // CALL: target and stack
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 3, anywhere, true, true},      // CALL far
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 5, 16, false, false},          // JMP far
+    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 4, 32, false, false},          // FLDENV
+    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 6, 32, false, true},           // FSTENV
+    Slack{Kind::Legacy, 0, 0xdb, 0xdb, 7, 16, false, true},           // FSTP m80
+    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 4, 128, false, false},         // FRSTOR
+    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 6, 128, false, true},          // FSAVE
+    Slack{Kind::Legacy, 0, 0xdf, 0xdf, 6, 16, false, true},           // FBSTP
+    Slack{Kind::Legacy, 1, 0xae, 0xae, -1, save_area, true, true},    // FXSAVE … XRSTOR
+    Slack{Kind::Legacy, 1, 0xc7, 0xc7, 4, save_area, false, true},    // XSAVEC
+    Slack{Kind::Legacy, 1, 0xb2, 0xb2, -1, 16, false, false},         // LSS, LFS, LGS
+    Slack{Kind::Legacy, 1, 0xb4, 0xb5, -1, 16, false, false},
+    Slack{Kind::Legacy, 1, 0xf7, 0xf7, -1, anywhere, true, true},          // MASKMOVQ, MASKMOVDQU
+    Slack{Kind::Vex, 1, 0xf7, 0xf7, -1, 16, false, true},
+    Slack{Kind::Vex, 2, 0x2c, 0x2f, -1, 32, false, true},             // VMASKMOV
+    Slack{Kind::Vex, 2, 0x8c, 0x8e, -1, 32, false, true},
 };
 
 /// 0F opcodes that operate on MMX registers without a prefix, or convert to or from them.
@@ -182,11 +191,21 @@ void judge_faults(const Encoding& encoding, Verdict& verdict)
             (each.group < 0 || static_cast<unsigned>(each.group) == encoding.group())) {
             verdict.address_slack = each.bytes;
             verdict.any_fault = each.any_fault;
+            verdict.partial_stores = each.partial;
         }
     }
     // SDM Vol. 2B "MASKMOVQ", "MASKMOVDQU".
     verdict.may_fault = encoding.map == 1 && encoding.opcode == 0xf7;
     verdict.mmx_transition = is_mmx(encoding);
+    const bool repeats = encoding.kind == Kind::Legacy && encoding.map == 0 &&
+                         (encoding.rep || encoding.repne) && encoding.opcode >= 0xa4 &&
+                         encoding.opcode <= 0xaf;
+    verdict.partial_loads =
+        encoding.kind == Kind::Legacy && encoding.map == 0 && encoding.opcode == 0x61;
+    verdict.repeats = repeats;
+    verdict.narrow_counters = repeats && encoding.address_size && !encoding.is_32;
+    verdict.several_steps =
+        encoding.map == 3 && (encoding.opcode == 0x40 || encoding.opcode == 0x41);
     verdict.mxcsr_before_store =
         encoding.kind == Kind::Vex && encoding.map == 3 && encoding.opcode == 0x1d;
 }

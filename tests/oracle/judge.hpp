@@ -28,8 +28,19 @@ struct Verdict {
     bool any_fault{};
     /// With nothing to store, the address may be looked at, or not.
     bool may_fault{};
+    /// Several stores: of those before one that faults, memory may show some.
+    bool partial_stores{};
+    /// POPA: of registers before one that faults, some may be loaded.
+    bool partial_loads{};
+    /// A string instruction that is repeated.
+    bool repeats{};
+    /// Repeated with 32-bit addresses in 64-bit code: RCX, RSI and RDI of one that faults, or
+    /// has nothing to do, may have been extended.
+    bool narrow_counters{};
     /// MMX: whether TOP and tags change if the instruction faults is not said.
     bool mmx_transition{};
+    /// Dot products: an exception in the first step leaves those of the second undetected.
+    bool several_steps{};
     /// Whether MXCSR has the flags of a result that then cannot be stored is not said.
     bool mxcsr_before_store{};
 };

@@ -169,7 +169,7 @@ ORACLE_PLAIN void take_fpu(const XsaveArea& fpu, State& out)
 }
 
 /// What the kernel saved of a case that a signal ended.
-ORACLE_PLAIN void take_signal(Context& context, Outcome& outcome)
+ORACLE_PLAIN void take_signal(Context& context, bool is_32, Outcome& outcome)
 {
     static constexpr std::array<int, 16> order{REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
                                                REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
@@ -193,9 +193,11 @@ ORACLE_PLAIN void take_signal(Context& context, Outcome& outcome)
     if (vector == page_fault) {
         outcome.address = static_cast<std::uint64_t>(registers[REG_CR2]);
     }
-    constexpr std::uint64_t exit_page_mask = ~std::uint64_t{0xfff};
-    if (vector == 1 && (outcome.out.rip & exit_page_mask) == exit_64) {
-        // TF was set when it came to the end; the first instruction there changes nothing.
+    // TF was set by the last instruction: the trap comes after the first one of the exit, which
+    // changes nothing.
+    const std::uint64_t rip = outcome.out.rip;
+    const bool in_exit = rip > exit_64 && rip < exit_64 + 0x1000 && rip != exit_32;
+    if (vector == 1 && (in_exit || (is_32 && rip == exit_64))) {
         outcome.ending = ReachedExit;
         outcome.out.rip = 0;
         outcome.out.selector.data()[1] = 0;
@@ -258,7 +260,7 @@ private:
             outcome.out.selector.data()[1] = 0;
         } else {
             outcome.out = context_.out;
-            take_signal(context_, outcome);
+            take_signal(context_, each.is_32, outcome);
         }
         take_changes(arena_, before_.data(), outcome);
         for (const Patch& one : each.patches) {

@@ -101,7 +101,7 @@ private:
         jmp("saved", T_NEAR);
         // Reached from 32-bit code.
         while (getSize() < exit_32 - exit_64) {
-            nop();
+            int3();
         }
         db(0xea);
         dd(static_cast<std::uint32_t>(exit_64));

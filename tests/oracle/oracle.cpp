@@ -46,14 +46,34 @@ void start_watch()
     ::setitimer(ITIMER_VIRTUAL, &tick, nullptr);
 }
 
+bool writes_itself(const Case& each, const Outcome& outcome)
+{
+    const std::uint32_t count =
+        std::min<std::uint32_t>(outcome.changes_count, static_cast<std::uint32_t>(outcome.changes.size()));
+    return std::any_of(outcome.changes.begin(), outcome.changes.begin() + count,
+                       [&](const Change& change) {
+                           if (outcome.changes_count > outcome.changes.size()) {
+                               return change.offset < code_bytes;  // Maybe.
+                           }
+                           return change.offset + 8 > each.code_offset &&
+                                  change.offset < each.code_offset + each.code_size;
+                       });
+}
+
 /// Null: it is.
-const char* why_not_judged(const Verdict& verdict, const Outcome& native, const Outcome& engine)
+const char* why_not_judged(const Case& each,
+                           const Verdict& verdict,
+                           const Outcome& native,
+                           const Outcome& engine)
 {
     if (verdict.not_judged != nullptr) {
         return verdict.not_judged;
     }
     if (engine.ending == ReachedOther) {
         return "it leads to an exit that is code of another size";
+    }
+    if (verdict.repeats && writes_itself(each, engine)) {
+        return "it overwrites itself while it repeats";
     }
     switch (native.ending) {
     case SystemCall: return "the host's kernel answers";
@@ -101,7 +121,7 @@ void Oracle::choose_rows(const std::string& part)
 /// Rows with instructions in turn, the others now and then.
 std::uint32_t Oracle::draw_row()
 {
-    const bool other = known_.empty() || (!unknown_.empty() && generator_.random().percent(12));
+    const bool other = known_.empty() || (!unknown_.empty() && generator_.random().percent(4));
     if (other) {
         return unknown_[generator_.random().below(static_cast<std::uint32_t>(unknown_.size()))];
     }
@@ -146,7 +166,7 @@ std::size_t Oracle::run_batch()
         const Verdict verdict = judge(batch.cases[i]);
         Coverage& coverage = coverage_[row_of_[i]];
         if (const char* const why =
-                why_not_judged(verdict, batch.outcomes[i], (*outcomes_)[i])) {
+                why_not_judged(batch.cases[i], verdict, batch.outcomes[i], (*outcomes_)[i])) {
             ++coverage.not_judged;
             coverage.why = why;
             continue;
@@ -193,7 +213,7 @@ std::string Oracle::try_case(const Case& each, const Arena& image)
     Outcome& outcome = (*outcomes_)[0];
     run_engine(each, outcome);
     native_.wait();
-    if (why_not_judged(verdict, batch.outcomes[0], outcome) != nullptr) {
+    if (why_not_judged(each, verdict, batch.outcomes[0], outcome) != nullptr) {
         return {};
     }
     return difference(each, batch.outcomes[0], outcome, verdict);

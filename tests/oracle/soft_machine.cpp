@@ -234,6 +234,7 @@ void SoftMachine::build_tables()
     for (std::uint64_t number = 0; number < handler_count; ++number) {
         memory.put(HandlerPage, number * handler_stride, std::uint32_t{0x00cf'48f4});
     }
+    std::memset(memory.at(ExitPage), 0xcc, 4096);
     for (const std::uint64_t exit : {exit_64, exit_32}) {
         memory.put(ExitPage, exit & 0xfffU, std::uint16_t{0x80cd});  // INT 80h
     }
@@ -352,6 +353,7 @@ void SoftMachine::run(const Case& each, Outcome& outcome)
     }
     write_code(each);
     load(each);
+    outcome.in_32 = false;
     outcome.error_code = 0;
     outcome.address = 0;
     collect(vcpu_->enter(), outcome);
@@ -415,6 +417,7 @@ void SoftMachine::collect(const EngineExit& exit, Outcome& outcome)
         const bool is_64 = out.rip == exit_64 + 2;
         const bool is_exit = is_64 || out.rip == exit_32 + 2;
         const bool fits = is_64 == (out.selector[Cs] == user_code_64);
+        outcome.in_32 = !is_64;
         outcome.ending = !is_exit ? SystemCall : (fits ? ReachedExit : ReachedOther);
         out.rip = 0;
         out.selector[Cs] = 0;

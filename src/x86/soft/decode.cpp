@@ -480,14 +480,13 @@ DecodeStatus failure(ZyanStatus status) noexcept
 /// What is no instruction has a length all the same.
 DecodeStatus status_of_undefined(std::span<const std::byte> bytes, CodeSize size) noexcept
 {
-    const std::size_t length = undefined_length(bytes, size);
-    if (length > Insn{}.bytes.size()) {
-        return DecodeStatus::TooLong;
+    if (undefined_length(bytes, size) <= bytes.size()) {
+        return DecodeStatus::Invalid;
     }
-    return length > bytes.size() ? DecodeStatus::Truncated : DecodeStatus::Invalid;
+    return bytes.size() < Insn{}.bytes.size() ? DecodeStatus::Truncated : DecodeStatus::TooLong;
 }
 
-/// Opcodes of AMD's XOP and SSE4a, which are longer than the undefined ones that they are here.
+/// Opcodes of AMD's XOP, 3DNow! and SSE4a, which are longer than the undefined ones they are here.
 bool is_foreign(std::span<const std::byte> bytes, CodeSize size) noexcept
 {
     Insn insn;
@@ -500,7 +499,8 @@ bool is_foreign(std::span<const std::byte> bytes, CodeSize size) noexcept
         return false;
     }
     const bool xop = insn.bytes[at] == 0x8f && (insn.bytes[at + 1] & 0x38U) != 0;
-    return xop || (insn.bytes[at] == 0x0f && (insn.bytes[at + 1] & 0xfeU) == 0x78);
+    const unsigned second = insn.bytes[at + 1];
+    return xop || (insn.bytes[at] == 0x0f && ((second & 0xfeU) == 0x78 || second == 0x0f));
 }
 
 }  // namespace
@@ -523,9 +523,8 @@ DecodeStatus decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn)
             (reason == DecodeStatus::Truncated && is_foreign(bytes, size))) {
             return status_of_undefined(bytes.first(available), size);
         }
-        return reason == DecodeStatus::Truncated && available == insn.bytes.size()
-                   ? DecodeStatus::TooLong
-                   : reason;
+        // All bytes that may be needed are fetched before their number is found too large.
+        return available == insn.bytes.size() ? DecodeStatus::TooLong : DecodeStatus::Truncated;
     }
     insn.length = static_cast<std::uint8_t>(std::min<std::size_t>(raw.length, available));
     for (std::size_t i = 0; i < insn.length; ++i) {

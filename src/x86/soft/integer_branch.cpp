@@ -209,10 +209,11 @@ template <typename T>
     using Signed = std::make_signed_t<T>;
     const std::uint64_t linear = linear_address(cpu, op, 2 * sizeof(T), Access::Read);
     const auto index = static_cast<Signed>(gpr_at<T>(cpu, op.reg));
-    const auto low = static_cast<Signed>(fast_load<T>(cpu, segment_of(op), linear));
-    const auto high =
-        static_cast<Signed>(fast_load<T>(cpu, segment_of(op), (linear + sizeof(T)) & 0xffff'ffffU));
-    if (index < low || index > high) {
+    const auto bound = [&](std::uint64_t at) {
+        return static_cast<Signed>(fast_load<T>(cpu, segment_of(op), at & 0xffff'ffffU));
+    };
+    // The upper bound is not looked at if the lower one decides.
+    if (index < bound(linear) || index > bound(linear + sizeof(T))) {
         raise(Vector::BR);
     }
 }

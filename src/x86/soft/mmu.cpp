@@ -134,7 +134,11 @@ void check_alignment(const Cpu& cpu, std::uint64_t linear, std::size_t size)
         return;
     }
     std::uint64_t alignment = 1;
-    if (size >= 16) {
+    if (size == 14 || size == 94) {
+        alignment = 2;  // FSTENV and FSAVE with a 16-bit operand size.
+    } else if (size == 28 || size == 108) {
+        alignment = 4;
+    } else if (size >= 16) {
         // Intel's processors check no vectors; those that must be aligned raise #GP.
         alignment = cpu.cpuid.is_intel() ? 1 : 16;
     } else if (size >= 8) {

@@ -14,7 +14,7 @@ using OpcodeSet = std::array<std::uint16_t, 16>;
 constexpr OpcodeSet modrm_one_byte{0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0,      0,      0x0a0c, 0,
                                    0xffff, 0,      0,      0,      0x00f3, 0xff0f, 0,      0xc0c0};
 constexpr OpcodeSet modrm_0f{0xa00f, 0xffff, 0xff0f, 0x0000, 0xffff, 0xffff, 0xffff, 0xff7f,
-                             0,      0xffff, 0xf838, 0xfeff, 0x00ff, 0xffff, 0xffff, 0xffff};
+                             0,      0xffff, 0xf8f8, 0xffff, 0x00ff, 0xffff, 0xffff, 0xffff};
 constexpr OpcodeSet byte_one_byte{0x1010, 0x1010, 0x1010, 0x1010, 0,      0,      0x0c00, 0xffff,
                                   0x000d, 0,      0x0100, 0x00ff, 0x2043, 0x0030, 0x08ff, 0};
 constexpr OpcodeSet byte_0f{0, 0, 0, 0, 0, 0, 0, 0x000f, 0, 0, 0x1010, 0x0400, 0x0074, 0, 0, 0};
@@ -34,9 +34,8 @@ public:
     {
         prefixes();
         unsigned opcode = take();
-        bool vex = false;
-        if (is_vex(opcode)) {
-            vex = true;
+        const bool vex = is_vex(opcode);
+        if (vex) {
             map_ = opcode == 0xc4 ? take() & 0x1fU : 1;
             take();
             opcode = take();
@@ -52,8 +51,10 @@ public:
         if (map_ > 3) {
             return at_;
         }
-        const bool has_modrm = map_ >= 2 || holds(map_ == 0 ? modrm_one_byte : modrm_0f, opcode);
-        const bool registers_only = map_ == 1 && !vex && opcode >= 0x20 && opcode <= 0x23;
+        const bool has_row = map_ >= 2 || holds(map_ == 0 ? modrm_one_byte : modrm_0f, opcode);
+        // VEX.0F 0F is not 3DNow!'s.
+        const bool has_modrm = has_row && !(vex && map_ == 1 && opcode == 0x0f);
+        const bool registers_only = map_ == 1 && opcode >= 0x20 && opcode <= 0x23;
         const unsigned modrm = !has_modrm ? 0 : (registers_only ? take() : address());
         return at_ + immediate(opcode, (modrm >> 3U) & 7U);
     }
@@ -136,6 +137,16 @@ private:
         }
         if (opcode == 0xf6 || opcode == 0xf7) {
             return group > 1 ? 0U : (opcode == 0xf6 ? 1U : full());
+        }
+        if (opcode == 0x9a || opcode == 0xea) {
+            return 2 + full();
+        }
+        if (opcode == 0xc2 || opcode == 0xc8 || opcode == 0xca) {
+            return opcode == 0xc8 ? 3 : 2;
+        }
+        if (opcode >= 0xa0 && opcode <= 0xa3) {
+            return size_ == CodeSize::Bits64 ? (address_override_ ? 4 : 8)
+                                             : ((size_ == CodeSize::Bits16) != address_override_ ? 2 : 4);
         }
         if (holds(byte_one_byte, opcode)) {
             return 1;

@@ -30,6 +30,11 @@ namespace {
 
 constexpr std::size_t max_operand = 64;
 
+// Bits of MXCSR.
+constexpr std::uint32_t underflow = 1U << 4U;
+constexpr std::uint32_t underflow_mask = 1U << 11U;
+constexpr std::uint32_t flush_to_zero = 1U << 15U;
+
 /// Bytes of the register at `offset`, which tells the kind.
 std::size_t register_size(std::uint16_t offset) noexcept
 {
@@ -56,7 +61,7 @@ struct Saved {
 }  // namespace
 
 /// With an exception unmasked the result may have to be thrown away.  Runs with everything masked
-/// and looks at what happened.  (An unmasked underflow with an exact result goes unnoticed.)
+/// and looks at what happened.
 std::uint64_t run_unmasked(Cpu& cpu, const Op* op, std::byte* rm, bool is_memory)
 {
     release_mxcsr(cpu);
@@ -65,11 +70,24 @@ std::uint64_t run_unmasked(Cpu& cpu, const Op* op, std::byte* rm, bool is_memory
     const Saved other{cpu, is_memory ? operands.reg : operands.rm};
     const std::uint32_t guest = cpu.fpu.mxcsr & mxcsr_valid;
     const std::uint32_t host = host_mxcsr();
-    set_host_mxcsr((guest & ~mxcsr_flags) | mxcsr_masks);
-    const std::uint64_t result =
-        thunk_of(*op)(reg.where, rm, register_at(cpu, operands.vvvv), cpu.gpr.data(),
-                      reinterpret_cast<std::uintptr_t>(register_at(cpu, operands.extra)));
-    const std::uint32_t flags = host_mxcsr() & mxcsr_flags;
+    const auto run_with = [&](std::uint32_t control) {
+        set_host_mxcsr(control);
+        return thunk_of(*op)(reg.where, rm, register_at(cpu, operands.vvvv), cpu.gpr.data(),
+                             reinterpret_cast<std::uintptr_t>(register_at(cpu, operands.extra)));
+    };
+    std::uint32_t control = (guest & ~mxcsr_flags) | mxcsr_masks;
+    std::uint32_t tiny = 0;
+    if ((guest & underflow_mask) == 0) {
+        // Masked, a tiny result that is exact is no underflow; unmasked it is, and so it is if it
+        // would be flushed to zero, which it is if masked only.
+        run_with(control | flush_to_zero);
+        tiny = host_mxcsr() & underflow;
+        other.restore();
+        reg.restore();
+        control &= ~flush_to_zero;
+    }
+    const std::uint64_t result = run_with(control);
+    const std::uint32_t flags = (host_mxcsr() & mxcsr_flags) | tiny;
     set_host_mxcsr(host);
 
     const std::uint32_t unmasked = flags & ~(guest >> 7U);
@@ -404,6 +422,34 @@ Handler pick(MemoryUse memory, bool fp, bool flags)
     return nullptr;
 }
 
+/// VCVTPH2PS and VCVTPS2PH with AC set: their operand may lie anywhere.
+[[gnu::noinline]] void convert_half_unchecked(Cpu& cpu, const Op* op, bool store)
+{
+    using namespace native_detail;
+    check_unit<Unit::Avx>(cpu);
+    const WithoutAlignmentCheck unchecked{cpu};
+    const std::uint64_t linear =
+        linear_address(cpu, *op, op->memory_size, store ? Access::Write : Access::Read);
+    static_cast<void>(execute_slow(cpu, op, linear, store, true));
+}
+
+template <MemoryUse memory>
+const Op* convert_half(Cpu& cpu, const Op* op)
+{
+    using namespace native_detail;
+    if (!cpu.alignment_check) [[likely]] {
+        return execute<Unit::Avx, memory, true, FlagUse::None>(cpu, op);
+    }
+    convert_half_unchecked(cpu, op, memory == MemoryUse::Store);
+    return next(cpu, op);
+}
+
+bool is_half_conversion(const Insn& insn) noexcept
+{
+    return insn.vex && ((insn.map == OpcodeMap::Map0F38 && insn.opcode == 0x13) ||
+                        (insn.map == OpcodeMap::Map0F3A && insn.opcode == 0x1d));
+}
+
 }  // namespace
 
 Handler select_vector(const Insn& insn, const SelectContext& context, Op& op)
@@ -438,6 +484,11 @@ Handler select_vector(const Insn& insn, const SelectContext& context, Op& op)
     }
     op.extra = alignment_of(insn, *line);
     const bool fp = (line->flags & vector_flag::fp) != 0;
+    if (is_half_conversion(insn) && memory != MemoryUse::None) {
+        return with_thunk(op, spec,
+                          memory == MemoryUse::Load ? &convert_half<MemoryUse::Load>
+                                                    : &convert_half<MemoryUse::Store>);
+    }
     const Handler handler = insn.vex ? pick<Unit::Avx>(memory, fp, spec.flags_out)
                                      : pick<Unit::Sse>(memory, fp, spec.flags_out);
     return with_thunk(op, spec, handler);

@@ -102,9 +102,10 @@ void move_masked(Cpu& cpu, const Op* op, std::size_t count)
     }
 }
 
-const Op* masked_move(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void masked_move(Cpu& cpu, const Op* op)
 {
     check_unit<Unit::Avx>(cpu);
+    const WithoutAlignmentCheck unchecked{cpu};
     const bool wide = (op->extra & 1U) != 0;
     const std::size_t bytes = (op->extra & 4U) != 0 ? 32 : 16;
     if ((op->extra & 2U) != 0) {
@@ -118,7 +119,6 @@ const Op* masked_move(Cpu& cpu, const Op* op)
     } else {
         move_masked<std::uint32_t, false>(cpu, op, bytes / 4);
     }
-    return next(cpu, op);
 }
 
 // --- MASKMOVDQU, MASKMOVQ: bytes to DS:rDI.
@@ -213,14 +213,20 @@ void gather_elements(Cpu& cpu, const Op* op, GatherShape shape)
     const std::byte* const indices = register_at(cpu, operands.rm);
     alignas(32) std::array<std::byte, vector_bytes> result{};
     alignas(32) std::array<std::byte, vector_bytes> mask{};
-    std::memcpy(result.data(), register_at(cpu, operands.reg), vector_size);
-    std::memcpy(mask.data(), register_at(cpu, operands.vvvv), vector_size);
+    std::memcpy(result.data(), register_at(cpu, operands.reg), vector_bytes);
+    std::memcpy(mask.data(), register_at(cpu, operands.vvvv), vector_bytes);
     const auto commit = [&] {
         std::memcpy(register_at(cpu, operands.reg), result.data(), vector_bytes);
         std::memcpy(register_at(cpu, operands.vvvv), mask.data(), vector_bytes);
     };
+    // The mask's elements become all ones or zeros, whether selected by an index or not.
+    const std::size_t lanes = vector_size / sizeof(T);
+    std::memset(mask.data() + vector_size, 0, vector_bytes - vector_size);
+    const unsigned selected = sign_mask(mask.data(), lanes, sizeof(T));
+    for (std::size_t i = 0; i < lanes; ++i) {
+        set_element<T>(mask.data(), i, (selected >> i & 1U) != 0 ? static_cast<T>(~T{0}) : T{0});
+    }
     try {
-        const unsigned selected = sign_mask(mask.data(), count, sizeof(T));
         for (std::size_t i = 0; i < count; ++i) {
             if ((selected >> i & 1U) != 0) {
                 const std::uint64_t index =
@@ -243,16 +249,16 @@ void gather_elements(Cpu& cpu, const Op* op, GatherShape shape)
     commit();
 }
 
-const Op* gather(Cpu& cpu, const Op* op)
+[[gnu::noinline]] void gather(Cpu& cpu, const Op* op)
 {
     check_unit<Unit::Avx>(cpu);
+    const WithoutAlignmentCheck unchecked{cpu};
     const GatherShape shape = GatherShape::of(Operands::of(*op).extra);
     if (shape.wide_element) {
         gather_elements<std::uint64_t>(cpu, op, shape);
     } else {
         gather_elements<std::uint32_t>(cpu, op, shape);
     }
-    return next(cpu, op);
 }
 
 Handler select_gather(const Insn& insn, bool is_64, Op& op)
@@ -279,7 +285,7 @@ Handler select_gather(const Insn& insn, bool is_64, Op& op)
     op.immediate = operands.packed();
     op.index = zero_slot;
     op.scale = 0;
-    return &gather;
+    return &body_then_next<&gather>;
 }
 
 Handler select_maskmov(const Insn& insn, const SelectContext& context, Op& op)
@@ -341,7 +347,7 @@ Handler select_masked(const Insn& insn, const SelectContext& context, Op& op)
                                          (insn.vex_l != 0 ? 4U : 0U));
     const Operands operands{vector_offset(insn.reg), 0, vector_offset(insn.vvvv), 0};
     op.immediate = operands.packed();
-    return &masked_move;
+    return &body_then_next<&masked_move>;
 }
 
 }  // namespace vmm::x86::soft

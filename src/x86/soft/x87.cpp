@@ -259,6 +259,8 @@ const Op* x87_register(Cpu& cpu, const Op* op)
 }
 
 constexpr std::size_t max_operand = 16;
+/// Exceptions that, unmasked, keep a store from being made.
+constexpr unsigned stops_store = 0x1f;
 
 [[gnu::noinline]] void load_slow(Cpu& cpu, const Op* op, std::uint64_t linear)
 {
@@ -287,26 +289,25 @@ const Op* x87_load(Cpu& cpu, const Op* op)
 }
 
 /// A store that may fault, or leave for MMIO, after the stack was popped: the old state comes back.
-[[gnu::noinline]] void store_slow(Cpu& cpu, const Op* op, std::uint64_t linear)
+/// An unmasked exception other than precision means that nothing is stored, wherever to.
+[[gnu::noinline]] void store_slow(Cpu& cpu, const Op* op)
 {
     const auto segment = static_cast<SegmentIndex>(op->segment);
     const std::size_t size = std::min<std::size_t>(op->memory_size, max_operand);
-    probe_write(cpu, segment, linear, size);
     fpu_release(cpu);
     const auto before = cpu.fpu.x87;
     alignas(16) std::array<std::byte, max_operand> buffer{};
     make_live(cpu);
-    // An unmasked exception other than precision means that nothing was stored.
     asm volatile("" : : : "memory");
     thunk_of (*op)(nullptr, buffer.data(), nullptr, nullptr, 0);
     const unsigned fcw = x87_image::get<std::uint16_t>(cpu.fpu, x87_image::fcw);
-    constexpr unsigned stops = 0x1f;
-    const bool stored = (host_fsw() & ~fcw & stops) == 0;
+    const bool stored = (host_fsw() & ~fcw & stops_store) == 0;
     fpu_release(cpu);
     if (!stored) {
         return;
     }
     try {
+        const std::uint64_t linear = linear_address(cpu, *op, op->memory_size, Access::Write);
         write_slow(cpu, segment, linear, buffer.data(), size);
     } catch (...) {
         cpu.fpu.x87 = before;
@@ -318,10 +319,14 @@ const Op* x87_store(Cpu& cpu, const Op* op)
 {
     check_available(cpu);
     check_pending(cpu);
-    const std::uint64_t linear = linear_address(cpu, *op, op->memory_size, Access::Write);
-    std::byte* const memory = quick_pointer<true>(cpu, linear, op->memory_size);
+    const unsigned fcw = x87_image::get<std::uint16_t>(cpu.fpu, x87_image::fcw);
+    std::byte* memory = nullptr;
+    if ((fcw & stops_store) == stops_store) [[likely]] {
+        const std::uint64_t linear = linear_address(cpu, *op, op->memory_size, Access::Write);
+        memory = quick_pointer<true>(cpu, linear, op->memory_size);
+    }
     if (memory == nullptr) [[unlikely]] {
-        store_slow(cpu, op, linear);
+        store_slow(cpu, op);
     } else {
         make_live(cpu);
         thunk_of (*op)(nullptr, memory, nullptr, nullptr, 0);

@@ -63,6 +63,12 @@ void take_x87(FpuRegisters& fpu, const Legacy& area) noexcept
     std::memcpy(fpu.x87.data() + x87_image::st, area.data() + x87_image::st, st_size);
     const auto fcw = x87_image::get<std::uint16_t>(fpu, x87_image::fcw);
     x87_image::set(fpu, x87_image::fcw, static_cast<std::uint16_t>((fcw & 0x1f3fU) | 0x40U));
+    // ES and B follow from flags and masks.
+    unsigned fsw = x87_image::get<std::uint16_t>(fpu, x87_image::fsw) & 0x7f7fU;
+    if ((fsw & ~unsigned{fcw} & x87_exceptions) != 0) {
+        fsw |= 0x8080U;
+    }
+    x87_image::set(fpu, x87_image::fsw, static_cast<std::uint16_t>(fsw));
     fpu.x87[5] = std::byte{0};
     const auto fop = x87_image::get<std::uint16_t>(fpu, x87_image::fop);
     x87_image::set(fpu, x87_image::fop, static_cast<std::uint16_t>(fop & 0x7ffU));
