@@ -72,6 +72,7 @@ struct Case {
     std::uint32_t code_size{};
     std::uint32_t code_offset{};  ///< Into the arena.
     bool is_32{};
+    bool is_sequence{};  ///< Several instructions.
     std::array<Patch, 2> patches{};
 };
 

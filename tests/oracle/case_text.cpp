@@ -133,6 +133,9 @@ std::string to_text(const Case& each, const Arena& image)
     if (each.is_32) {
         text += " bits=32";
     }
+    if (each.is_sequence) {
+        text += " sequence=1";
+    }
     number("at", each.code_offset, plain.code_offset);
     for (std::size_t i = 0; i < names.size(); ++i) {
         number(names.at(i), in.gpr.at(i), plain.in.gpr.at(i));
@@ -191,6 +194,8 @@ void from_text(const std::string& text, Case& each, Arena& image)
             each.code_size = static_cast<std::uint32_t>(value.size() / 2);
         } else if (key == "bits") {
             each.is_32 = value == "32";
+        } else if (key == "sequence") {
+            each.is_sequence = true;
         } else if (key == "at") {
             each.code_offset = static_cast<std::uint32_t>(std::stoul(value, nullptr, 0));
         } else if (key.rfind("mem:", 0) == 0) {

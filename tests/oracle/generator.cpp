@@ -590,6 +590,30 @@ void Generator::aim(Case& result, Code& code)
     prepare(result, code, target);
 }
 
+/// The header of an XSAVE area, in which nothing is legal for the host that is not for the engine.
+std::array<std::uint8_t, 64> Generator::save_header()
+{
+    std::array<std::uint8_t, 64> header{};
+    const auto components = static_cast<std::uint8_t>(random_.below(8));
+    header[0] = components;
+    switch (random_.below(16)) {
+    case 0: header[0] = static_cast<std::uint8_t>(components | 8U); break;  // MPX
+    case 1: header[8 + random_.below(7)] = 1; break;
+    case 2: header[16 + random_.below(8)] = random_.byte(); break;
+    case 3:
+    case 4:
+        header[8] = static_cast<std::uint8_t>(random_.below(8) | components);
+        header[15] = 0x80;  // Compacted.
+        break;
+    case 5:
+        header[8] = static_cast<std::uint8_t>(random_.below(16));
+        header[15] = 0x80;
+        break;
+    default: break;
+    }
+    return header;
+}
+
 /// What FXRSTOR, XRSTOR, LDMXCSR and FLDENV accept, most of the time.
 void Generator::prepare_save_area(Case& result, const Code& code, std::uint64_t operand)
 {
@@ -608,13 +632,8 @@ void Generator::prepare_save_area(Case& result, const Code& code, std::uint64_t 
         result.in.gpr[Rax] = random_.below(8);
         result.in.gpr[Rdx] = 0;
     }
-    if (group >= 4 && random_.percent(90)) {
-        std::array<std::uint8_t, 64> header{};
-        header[0] = static_cast<std::uint8_t>(random_.below(8));
-        if (random_.percent(10)) {
-            header[random_.below(24)] = random_.byte();
-        }
-        patch_data(result, 1, operand + 512, header);
+    if (group >= 3) {
+        patch_data(result, 1, operand + 512, save_header());
     }
     patch_data(result, 0, operand, content);
 }
@@ -731,6 +750,7 @@ void Generator::make_case(const Code& original, Case& result)
 {
     Code code = original;
     result.is_32 = code.encoding.is_32;
+    result.is_sequence = false;
     result.patches[0].size = 0;
     result.patches[1].size = 0;
     randomise_state(result.in);

@@ -62,12 +62,18 @@ private:
     [[nodiscard]] std::uint64_t far_target(std::uint64_t code_selector, bool is_32);
     [[nodiscard]] std::uint64_t any_flags();
 
+    [[nodiscard]] std::vector<std::uint8_t> draw_fit(const std::vector<Row>& rows,
+                                                     std::span<const std::uint32_t> eligible,
+                                                     bool is_32);
+    void add_self_modification(std::vector<std::uint8_t>& bytes, std::uint64_t start, bool is_32);
+
     void place_code(Case& result, std::vector<std::uint8_t>& bytes);
     void aim(Case& result, Code& code);
     void aim_branch(Case& result, Code& code);
     void aim_vector_index(Case& result, const Code& code);
     void prepare(Case& result, const Code& code, std::uint64_t operand);
     void prepare_system(Case& result, const Code& code, std::uint64_t operand);
+    [[nodiscard]] std::array<std::uint8_t, 64> save_header();
     void prepare_save_area(Case& result, const Code& code, std::uint64_t operand);
 
     Random random_;

@@ -298,9 +298,11 @@ void judge_operands(const Case& each, const Encoding& encoding, const Insn& insn
 
 }  // namespace
 
-Verdict judge(const Case& each)
+namespace {
+
+Verdict judge_at(const Case& each, std::size_t offset)
 {
-    const std::span<const std::uint8_t> code{each.code.data(), each.code_size};
+    const auto code = std::span<const std::uint8_t>{each.code.data(), each.code_size}.subspan(offset);
     const Encoding encoding = parse(code, each.is_32);
     Verdict verdict;
     for (const Line& line : not_judged) {
@@ -321,6 +323,28 @@ Verdict judge(const Case& each)
     if (needs_operands && decode(std::as_bytes(code), size, insn) == x86::soft::DecodeStatus::Ok) {
         judge_operands(each, encoding, insn, verdict);
     }
+    return verdict;
+}
+
+}  // namespace
+
+Verdict judge(const Case& each)
+{
+    return judge_at(each, 0);
+}
+
+Verdict judge(const Case& each, const Outcome& native)
+{
+    if (!each.is_sequence) {
+        return judge(each);
+    }
+    const std::uint64_t offset = native.out.rip - linear_of(each.code_offset);
+    if (native.ending >= 256 || offset >= each.code_size) {
+        return {};
+    }
+    Verdict verdict = judge_at(each, offset);
+    verdict.undefined_flags = 0;  // Those of the instructions before, which left none.
+    verdict.undefined_registers = 0;
     return verdict;
 }
 

@@ -45,7 +45,9 @@ struct Verdict {
     bool mxcsr_before_store{};
 };
 
+/// Of the case's first instruction; of one of several, if it is the one that `native` ended with.
 [[nodiscard]] Verdict judge(const Case& each);
+[[nodiscard]] Verdict judge(const Case& each, const Outcome& native);
 
 /// What differs of the engine's outcome, in words; empty: nothing.
 [[nodiscard]] std::string difference(const Case& each,

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -26,10 +25,10 @@ struct Options {
     double seconds{};
     std::string row{};
     std::string single{};
+    std::string planted{};
     unsigned sequences{10};
     std::size_t stop_after{10};
     bool coverage{};
-    bool is_quiet{};
 };
 
 constexpr const char* usage =
@@ -42,6 +41,8 @@ constexpr const char* usage =
     "  --sequences N    percentage of cases that are several instructions (10)\n"
     "  --stop-after N   differences after which to stop (10)\n"
     "  --coverage       lists each row with its cases\n"
+    "  --plant NAME     a bug for the engine, to see it found: shift-flags, sse-rounding,\n"
+    "                   page-fault-error, cmpxchg16b, rep-count\n"
     "  --case TEXT      one case, as a difference is printed\n";
 
 Options parse_options(int argc, char** argv)
@@ -69,6 +70,8 @@ Options parse_options(int argc, char** argv)
             options.stop_after = std::stoul(value());
         } else if (name == "--coverage") {
             options.coverage = true;
+        } else if (name == "--plant") {
+            options.planted = value();
         } else if (name == "--case") {
             options.single = value();
         } else {
@@ -107,9 +110,24 @@ int run_single(Oracle& oracle, const std::string& text)
     return different.empty() ? 0 : 1;
 }
 
+void plant(Oracle& oracle, const std::string& name)
+{
+    if (name.empty()) {
+        return;
+    }
+    for (const PlantedBug& each : planted_bugs()) {
+        if (each.name == name) {
+            oracle.plant(each);
+            return;
+        }
+    }
+    throw std::invalid_argument("no bug is called " + name);
+}
+
 int run(const Options& options)
 {
     Oracle oracle{options.seed};
+    plant(oracle, options.planted);
     if (!options.single.empty()) {
         return run_single(oracle, options.single);
     }

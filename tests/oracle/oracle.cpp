@@ -89,7 +89,7 @@ const char* why_not_judged(const Case& each,
 Oracle::Oracle(std::uint64_t seed)
     : generator_{seed},
       rows_{all_rows()},
-      coverage_(rows_.size()),
+      coverage_(rows_.size() + 1),
       outcomes_{std::make_unique<std::array<Outcome, Batch::capacity>>()}
 {
     // Which rows hold instructions is found out by trying, the same for every seed.
@@ -134,6 +134,10 @@ void Oracle::draw_batch()
     Batch& batch = native_.batch();
     generator_.make_image(batch.image);
     for (std::uint32_t i = 0; i < Batch::capacity; i += states_per_code) {
+        if (!known_.empty() && generator_.random().percent(sequences_)) {
+            draw_sequences(i);
+            continue;
+        }
         const std::uint32_t row = draw_row();
         const Code code = generator_.encode(rows_[row]);
         for (std::uint32_t k = i; k < i + states_per_code; ++k) {
@@ -143,11 +147,32 @@ void Oracle::draw_batch()
     }
 }
 
+void Oracle::draw_sequences(std::uint32_t first)
+{
+    for (std::uint32_t k = first; k < first + states_per_code; ++k) {
+        row_of_[k] = static_cast<std::uint32_t>(rows_.size());
+        const bool is_32 = generator_.random().percent(25);
+        generator_.make_sequence(rows_, known_, is_32, native_.batch().cases[k]);
+    }
+}
+
 void Oracle::run_engine(const Case& each, Outcome& outcome)
 {
     watch.number.fetch_add(1);
     watch.running.store(&engine_);
-    engine_.run(each, outcome);
+    const bool is_wrong =
+        planted_ != nullptr &&
+        planted_->concerns(parse({each.code.data(), each.code_size}, each.is_32));
+    if (is_wrong && planted_->before != nullptr) {
+        Case changed = each;
+        planted_->before(changed);
+        engine_.run(changed, outcome);
+    } else {
+        engine_.run(each, outcome);
+    }
+    if (is_wrong) {
+        planted_->after(each, outcome);
+    }
     watch.running.store(nullptr);
 }
 
@@ -163,7 +188,7 @@ std::size_t Oracle::run_batch()
     native_.wait();
     std::vector<std::uint32_t> suspects;
     for (std::uint32_t i = 0; i < Batch::capacity; ++i) {
-        const Verdict verdict = judge(batch.cases[i]);
+        const Verdict verdict = judge(batch.cases[i], batch.outcomes[i]);
         Coverage& coverage = coverage_[row_of_[i]];
         if (const char* const why =
                 why_not_judged(batch.cases[i], verdict, batch.outcomes[i], (*outcomes_)[i])) {
@@ -185,8 +210,9 @@ std::size_t Oracle::run_batch()
     const Arena image = batch.image;
     for (std::size_t i = 0; i < cases.size(); ++i) {
         // One of a row is enough to work on.
-        const std::string name = rows_[row_of_[suspects[i]]].name();
-        if (std::any_of(differences_.begin(), differences_.end(),
+        const std::uint32_t row = row_of_[suspects[i]];
+        const std::string name = row < rows_.size() ? rows_[row].name() : "sequences";
+        if (row < rows_.size() && std::any_of(differences_.begin(), differences_.end(),
                         [&](const Difference& other) { return other.row == name; })) {
             continue;
         }
@@ -204,7 +230,6 @@ std::size_t Oracle::run_batch()
 
 std::string Oracle::try_case(const Case& each, const Arena& image)
 {
-    const Verdict verdict = judge(each);
     Batch& batch = native_.batch();
     batch.image = image;
     batch.cases[0] = each;
@@ -213,6 +238,7 @@ std::string Oracle::try_case(const Case& each, const Arena& image)
     Outcome& outcome = (*outcomes_)[0];
     run_engine(each, outcome);
     native_.wait();
+    const Verdict verdict = judge(each, batch.outcomes[0]);
     if (why_not_judged(each, verdict, batch.outcomes[0], outcome) != nullptr) {
         return {};
     }

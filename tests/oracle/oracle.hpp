@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,13 +35,26 @@ struct Difference {
     std::string test{};  ///< To paste into `regression_test.cpp`.
 };
 
+/// A bug of the engine's that is not there: to see that the oracle would find it.
+struct PlantedBug {
+    const char* name{};
+    /// Whether it concerns the case.
+    bool (*concerns)(const Encoding&){};
+    /// Changes what the engine is given, or what came out, as the bug would.
+    void (*before)(Case&){};
+    void (*after)(const Case&, Outcome&){};
+};
+[[nodiscard]] std::span<const PlantedBug> planted_bugs() noexcept;
+
 class Oracle {
 public:
     explicit Oracle(std::uint64_t seed);
 
+    void plant(const PlantedBug& bug) { planted_ = &bug; }
+
     /// Rows whose name contains `part`; all of them, if none is set.
     void choose_rows(const std::string& part);
-    /// One in 100 cases at least is of several instructions; 0: none.
+    /// How many of 100 cases are of several instructions.
     void set_sequences(unsigned percent) { sequences_ = percent; }
 
     /// Draws and runs one batch; returns how many cases.  What differs goes to `differences()`.
@@ -50,6 +63,7 @@ public:
 
     [[nodiscard]] const std::vector<Row>& rows() const noexcept { return rows_; }
     [[nodiscard]] const std::vector<std::uint32_t>& chosen() const noexcept { return known_; }
+    /// By row; the last entry is that of sequences.
     [[nodiscard]] const std::vector<Coverage>& coverage() const noexcept { return coverage_; }
 
     /// Runs one case alone on both sides; what differs, or empty.
@@ -59,10 +73,9 @@ public:
 
 private:
     void draw_batch();
+    void draw_sequences(std::uint32_t first);
     [[nodiscard]] std::uint32_t draw_row();
     void run_engine(const Case& each, Outcome& outcome);
-    void compare(std::uint32_t number);
-    void report(const Case& each, std::uint32_t row);
 
     Generator generator_;
     std::vector<Row> rows_;
@@ -76,6 +89,7 @@ private:
     std::unique_ptr<std::array<Outcome, Batch::capacity>> outcomes_;
     std::array<std::uint32_t, Batch::capacity> row_of_{};
     unsigned sequences_{};
+    const PlantedBug* planted_{};
 };
 
 }  // namespace vmm::oracle

@@ -7,6 +7,7 @@
 
 #include "oracle/case_text.hpp"
 #include "oracle/encoding.hpp"
+#include "x86/soft/insn.hpp"
 
 namespace vmm::oracle {
 
@@ -41,6 +42,9 @@ private:
     /// Whether it has become another instruction, whose differences are not the ones looked for.
     [[nodiscard]] bool is_other(const Case& each) const
     {
+        if (each.is_sequence) {
+            return false;
+        }
         const auto first = [](const Case& of) {
             return parse({of.code.data(), of.code_size}, of.is_32);
         };
@@ -138,9 +142,33 @@ private:
         }
     }
 
+    /// Of several instructions: leaves out each, without moving what follows.
+    void instructions()
+    {
+        std::uint32_t at = 0;
+        while (at < best_.smallest.code_size) {
+            Case& smallest = best_.smallest;
+            const std::span<const std::uint8_t> code{smallest.code.data() + at, smallest.code_size - at};
+            x86::soft::Insn insn;
+            const auto size =
+                smallest.is_32 ? x86::soft::CodeSize::Bits32 : x86::soft::CodeSize::Bits64;
+            if (decode(std::as_bytes(code), size, insn) != x86::soft::DecodeStatus::Ok) {
+                return;
+            }
+            try_change([&](Case& each, Arena&) {
+                std::fill_n(each.code.begin() + at, insn.length, std::uint8_t{0x90});
+            });
+            at += insn.length;
+        }
+    }
+
     /// Leaves out bytes, each alone.
     void bytes()
     {
+        if (best_.smallest.is_sequence) {
+            instructions();
+            return;
+        }
         for (std::uint32_t at = 0; at < best_.smallest.code_size;) {
             const bool left_out = try_change([&](Case& each, Arena&) {
                 std::copy(each.code.begin() + at + 1, each.code.begin() + each.code_size,

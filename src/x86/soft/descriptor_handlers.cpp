@@ -242,12 +242,13 @@ const Op* arpl(Cpu& cpu, const Op* op)
     const unsigned wanted = rpl(gpr_at<std::uint16_t>(cpu, op->reg));
     if constexpr (Memory) {
         const auto segment = static_cast<SegmentIndex>(op->segment);
-        const std::uint64_t linear = linear_address(cpu, *op, 2, Access::ReadWrite);
-        // Written only if it changes, and not locked.
-        const auto selector = load<std::uint16_t>(cpu, segment, linear);
+        // Written only if it changes.
+        const auto selector =
+            load<std::uint16_t>(cpu, segment, linear_address(cpu, *op, 2, Access::Read));
         const bool raises = rpl(selector) < wanted;
         if (raises) {
-            store<std::uint16_t>(cpu, segment, linear, with_rpl(selector, wanted));
+            store<std::uint16_t>(cpu, segment, linear_address(cpu, *op, 2, Access::Write),
+                                 with_rpl(selector, wanted));
         }
         set_zero_flag(cpu, raises);
     } else {

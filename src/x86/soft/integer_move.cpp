@@ -328,10 +328,10 @@ Handler select_primary(const Insn& insn, const SelectContext& context, Op& op)
         return select_extend<std::int32_t>(insn, op);
     case 0x8d: return select_lea(insn, op);
     case 0x90:
-        if (insn.rm != 0) {
-            return nullptr;  // XCHG with R8
+        if (insn.rep) {
+            return pause;  // With REX.B too.
         }
-        return insn.rep ? pause : no_operation;
+        return insn.rm == 0 ? no_operation : nullptr;  // XCHG with R8
     case 0x98:
         return by_size(insn.operand_size, [](auto type) -> Handler {
             return widen_accumulator<typename decltype(type)::type>;

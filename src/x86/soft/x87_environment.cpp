@@ -132,7 +132,7 @@ void read_environment(Cpu& cpu, std::uint8_t how, const Area& area) noexcept
     }
     std::uint64_t ip = 0;
     std::uint64_t dp = 0;
-    unsigned fop = x87_image::get<std::uint16_t>(fpu, x87_image::fop);
+    unsigned fop = 0;  // The 16-bit protected-mode format has none.
     if ((how & is_32) != 0) {
         const auto high = take<std::uint32_t>(area, 16);
         const auto data_high = take<std::uint32_t>(area, 24);

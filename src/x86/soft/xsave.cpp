@@ -241,7 +241,7 @@ private:
     }
     const GuestArea to{cpu, *op, linear};
     if ((cpu.cr4 & cr4_osfxsr) == 0) {
-        to.probe(x87_image::xmm);
+        to.probe(legacy_size);
         to.write(0, area.data(), x87_image::mxcsr);
         to.write(x87_image::st, area.data() + x87_image::st, st_size);
         return;
@@ -249,9 +249,8 @@ private:
     put_mxcsr(cpu.fpu, area);
     const std::size_t count = register_count(cpu);
     put_xmm(cpu.fpu, area, count);
-    const std::size_t size = x87_image::xmm + 16 * count;
-    to.probe(size);
-    to.write(0, area.data(), size);
+    to.probe(legacy_size);
+    to.write(0, area.data(), x87_image::xmm + 16 * count);
 }
 
 [[gnu::noinline]] void fxrstor(Cpu& cpu, const Op* op)
@@ -259,7 +258,7 @@ private:
     check_fxsave(cpu);
     const std::uint64_t linear = aligned_address(cpu, *op, legacy_size, Access::Read, 16);
     Legacy area{};
-    GuestArea{cpu, *op, linear}.read(0, area.data(), x87_image::end);
+    GuestArea{cpu, *op, linear}.read(0, area.data(), legacy_size);
     fpu_release(cpu);
     const std::uint32_t mxcsr = get32(area, x87_image::mxcsr);
     if ((cpu.cr4 & cr4_osfxsr) != 0) {

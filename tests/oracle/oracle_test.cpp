@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The oracle for as long as continuous integration has time for, and that it would find bugs.
+
+#include "oracle/oracle.hpp"
+
+#include <ctime>
+#include <stdexcept>
+
+#include <gtest/gtest.h>
+
+#include "effort.hpp"
+#include "oracle/case_text.hpp"
+
+namespace vmm::oracle {
+namespace {
+
+/// How many cases fit into a minute of this build.
+#if defined(__SANITIZE_ADDRESS__) || defined(VMM_ORACLE_SANITIZED)
+constexpr std::uint64_t usual_cases = 150'000;
+#else
+constexpr std::uint64_t usual_cases = 600'000;
+#endif
+
+class OracleTest : public testing::Test {
+protected:
+    void SetUp() override
+    {
+        try {
+            oracle = std::make_unique<Oracle>(test::effort("VMM_ORACLE_SEED", 1));
+        } catch (const std::exception& error) {
+            GTEST_SKIP() << "this host cannot judge: " << error.what();
+        }
+    }
+
+    void run(std::uint64_t cases)
+    {
+        for (std::uint64_t done = 0; done < cases && oracle->differences().empty();) {
+            done += oracle->run_batch();
+        }
+    }
+
+    std::unique_ptr<Oracle> oracle;
+};
+
+TEST_F(OracleTest, HostAndEngineAgree)
+{
+    oracle->set_sequences(5);
+    run(test::effort("VMM_ORACLE_CASES", usual_cases));
+    for (const Difference& each : oracle->differences()) {
+        ADD_FAILURE() << "row " << each.row << ":\n"
+                      << each.text << "expect_agreement(\"" << each.test << "\");";
+    }
+}
+
+TEST_F(OracleTest, EveryRowWithInstructionsIsDrawn)
+{
+    oracle->set_sequences(0);
+    run(8 * oracle->rows().size());
+    for (std::size_t number = 0; number < oracle->rows().size(); ++number) {
+        const Coverage& each = oracle->coverage()[number];
+        if (oracle->rows()[number].is_known) {
+            EXPECT_NE(each.completed + each.excepted + each.not_judged, 0U)
+                << oracle->rows()[number].name();
+        }
+    }
+}
+
+class PlantedBugTest : public OracleTest, public testing::WithParamInterface<PlantedBug> {};
+
+TEST_P(PlantedBugTest, IsFound)
+{
+    oracle->plant(GetParam());
+    run(usual_cases);
+    EXPECT_FALSE(oracle->differences().empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Oracle,
+                         PlantedBugTest,
+                         testing::ValuesIn(planted_bugs().begin(), planted_bugs().end()),
+                         [](const testing::TestParamInfo<PlantedBug>& info) {
+                             std::string name = info.param.name;
+                             std::replace(name.begin(), name.end(), '-', '_');
+                             return name;
+                         });
+
+TEST(CaseText, ReadsWhatItWrites)
+{
+    Generator generator{7};
+    const std::vector<Row> rows = all_rows();
+    Arena image{};
+    generator.make_image(image);
+    for (std::size_t number = 0; number < rows.size(); number += 97) {
+        Case each = plain_case();
+        generator.make_case(generator.encode(rows[number]), each);
+        Case again;
+        Arena again_image{};
+        const std::string text = to_text(each, image);
+        from_text(text, again, again_image);
+        EXPECT_EQ(to_text(again, again_image), text);
+    }
+}
+
+TEST(CaseText, RefusesWhatItDoesNotKnow)
+{
+    Case each;
+    Arena image{};
+    EXPECT_THROW(from_text("code=90 colour=1", each, image), std::invalid_argument);
+    EXPECT_THROW(from_text("code=900", each, image), std::invalid_argument);
+    EXPECT_THROW(from_text("code=90 mem:0x1000=00", each, image), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace vmm::oracle
