@@ -165,7 +165,7 @@ constexpr std::array slacks{
     Slack{Kind::Legacy, 1, 0xb2, 0xb2, -1, 16, false, false},         // LSS, LFS, LGS
     Slack{Kind::Legacy, 1, 0xb4, 0xb5, -1, 16, false, false},
     Slack{Kind::Legacy, 1, 0xf7, 0xf7, -1, anywhere, true, true},          // MASKMOVQ, MASKMOVDQU
-    Slack{Kind::Vex, 1, 0xf7, 0xf7, -1, 16, false, true},
+    Slack{Kind::Vex, 1, 0xf7, 0xf7, -1, anywhere, true, true},
     Slack{Kind::Vex, 2, 0x2c, 0x2f, -1, 32, false, true},             // VMASKMOV
     Slack{Kind::Vex, 2, 0x8c, 0x8e, -1, 32, false, true},
 };

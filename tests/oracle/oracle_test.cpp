@@ -73,7 +73,12 @@ TEST_P(PlantedBugTest, IsFound)
 {
     oracle->plant(GetParam());
     run(usual_cases);
-    EXPECT_FALSE(oracle->differences().empty());
+    ASSERT_FALSE(oracle->differences().empty());
+    Case each;
+    Arena image{};
+    from_text(oracle->differences().front().test, each, image);
+    EXPECT_TRUE(GetParam().concerns(parse({each.code.data(), each.code_size}, each.is_32)))
+        << oracle->differences().front().text;
 }
 
 INSTANTIATE_TEST_SUITE_P(Oracle,
