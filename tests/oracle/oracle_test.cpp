@@ -3,8 +3,6 @@
 /// @file
 /// The oracle for as long as continuous integration has time for, and that it would find bugs.
 
-#include "oracle/oracle.hpp"
-
 #include <ctime>
 #include <stdexcept>
 
@@ -12,6 +10,7 @@
 
 #include "effort.hpp"
 #include "oracle/case_text.hpp"
+#include "oracle/oracle.hpp"
 
 namespace vmm::oracle {
 namespace {
