@@ -80,7 +80,7 @@ struct Case {
 enum Ending : std::uint16_t {
     ReachedExit = 0x100,
     ReachedOther,  ///< The exit of the other code size: a far transfer led there.
-    SystemCall,  ///< SYSCALL and its kin, or INT 80h: the kernel's, not the processor's.
+    SystemCall,    ///< SYSCALL and its kin, or INT 80h: the kernel's, not the processor's.
     TimedOut,
     Died,  ///< The process ended; the engine shut down.
 };
@@ -96,7 +96,7 @@ struct Change {
 struct Outcome {
     State out{};
     std::uint16_t ending{};  ///< A vector below 256, or an `Ending`.
-    bool in_32{};  ///< The exit reached was that of 32-bit code.  Of the engine only.
+    bool in_32{};            ///< The exit reached was that of 32-bit code.  Of the engine only.
     std::uint32_t error_code{};
     std::uint64_t address{};        ///< CR2 of a page fault.
     std::uint32_t changes_count{};  ///< May be more than `changes` holds.
@@ -107,8 +107,8 @@ using Arena = std::array<std::uint8_t, arena_bytes>;
 
 /// Notes where `now` differs from `before`, and makes it equal again.  True if code was changed.
 [[gnu::no_sanitize("address", "undefined")]] inline bool take_changes(std::uint8_t* now,
-                                                                     const std::uint8_t* before,
-                                                                     Outcome& outcome)
+                                                                      const std::uint8_t* before,
+                                                                      Outcome& outcome)
 {
     constexpr std::uint32_t line = 64;
     bool code_changed = false;

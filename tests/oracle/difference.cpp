@@ -36,7 +36,10 @@ std::string ending_name(std::uint16_t ending)
 
 class Comparison {
 public:
-    Comparison(const Case& each, const Outcome& native, const Outcome& engine, const Verdict& verdict)
+    Comparison(const Case& each,
+               const Outcome& native,
+               const Outcome& engine,
+               const Verdict& verdict)
         : case_{each},
           native_{native},
           engine_{engine},
@@ -84,10 +87,7 @@ private:
         }
     }
 
-    [[nodiscard]] static bool is_exception(const Outcome& outcome)
-    {
-        return outcome.ending < 256;
-    }
+    [[nodiscard]] static bool is_exception(const Outcome& outcome) { return outcome.ending < 256; }
     /// Faults of segmentation, paging and alignment.
     [[nodiscard]] static bool is_access_fault(const Outcome& outcome)
     {
@@ -99,8 +99,8 @@ private:
     /// one class, in which the order is the processor's affair.
     [[nodiscard]] bool is_in_another_order() const
     {
-        const bool one_is_alignment = (native_.ending == alignment_check) !=
-                                      (engine_.ending == alignment_check);
+        const bool one_is_alignment =
+            (native_.ending == alignment_check) != (engine_.ending == alignment_check);
         if (verdict_.mxcsr_before_store && native_.ending == simd_exception) {
             return is_access_fault(engine_);
         }
@@ -168,8 +168,7 @@ private:
             expect("rsp", native.gpr[x86::Rsp], engine.gpr[x86::Rsp]);
             return;
         }
-        const bool is_early =
-            is_exception(native_) || (case_.in.gpr[x86::Rcx] & 0xffff'ffffU) == 0;
+        const bool is_early = is_exception(native_) || (case_.in.gpr[x86::Rcx] & 0xffff'ffffU) == 0;
         for (std::size_t number = 0; number < (wide ? 16U : 8U); ++number) {
             if (((verdict_.undefined_registers >> number) & 1U) != 0) {
                 continue;
@@ -181,8 +180,7 @@ private:
             }
             // 32-bit code leaves the upper halves undefined.
             const bool is_counter = number == x86::Rcx || number == x86::Rsi || number == x86::Rdi;
-            const bool narrow =
-                !wide || (verdict_.narrow_counters && is_counter && is_early);
+            const bool narrow = !wide || (verdict_.narrow_counters && is_counter && is_early);
             const std::uint64_t mask = narrow ? 0xffff'ffffU : ~std::uint64_t{0};
             expect(names.at(number), native.gpr.at(number) & mask, engine.gpr.at(number) & mask);
         }
@@ -255,9 +253,7 @@ private:
     /// The registers without regard to TOP.
     void registers_by_number()
     {
-        const auto top = [](const Outcome& outcome) {
-            return (outcome.out.x87[3] >> 3U) & 7U;
-        };
+        const auto top = [](const Outcome& outcome) { return (outcome.out.x87[3] >> 3U) & 7U; };
         for (unsigned number = 0; number < 8; ++number) {
             const std::uint8_t* const native =
                 native_.out.x87.data() + 32 + 16 * ((number - top(native_)) & 7U);

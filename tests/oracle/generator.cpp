@@ -92,7 +92,8 @@ void overwrite(std::vector<std::uint8_t>& bytes, std::size_t at, std::uint64_t v
 bool decode_code(Code& code, bool is_32)
 {
     const std::span<const std::uint8_t> bytes{code.bytes};
-    const std::span<const std::byte> raw = std::as_bytes(bytes.first(std::min(bytes.size(), longest)));
+    const std::span<const std::byte> raw =
+        std::as_bytes(bytes.first(std::min(bytes.size(), longest)));
     return soft::decode(raw, is_32 ? CodeSize::Bits32 : CodeSize::Bits64, code.insn) ==
            soft::DecodeStatus::Ok;
 }
@@ -146,7 +147,8 @@ void Generator::make_image(Arena& image)
     std::fill_n(image.begin(), code_bytes, std::uint8_t{0xcc});
     for (std::uint32_t at = code_bytes; at < arena_bytes; at += 64) {
         if (random_.percent(30)) {
-            std::fill_n(image.begin() + at, 64, random_.percent(50) ? std::uint8_t{0} : random_.byte());
+            std::fill_n(image.begin() + at, 64,
+                        random_.percent(50) ? std::uint8_t{0} : random_.byte());
         } else {
             fill_with_numbers(image.data() + at, 64);
         }
@@ -179,7 +181,8 @@ std::uint64_t Generator::value()
     case 5: return static_cast<std::uint64_t>(static_cast<std::int16_t>(number));
     case 6:
     case 7: return random_.one_of(interesting);
-    case 8: return std::rotl(std::uint64_t{1}, static_cast<int>(number & 63U)) + random_.below(3) - 1;
+    case 8:
+        return std::rotl(std::uint64_t{1}, static_cast<int>(number & 63U)) + random_.below(3) - 1;
     case 9: return code_base + 0x100 + (number & 0xfffU);
     default: return data_pointer();
     }
@@ -425,8 +428,8 @@ void Generator::add_displacement(Code& code, std::size_t size)
 
 void Generator::add_modrm(const Row& row, Code& code)
 {
-    const bool is_register = row.form == Row::Form::Register ||
-                             (row.form == Row::Form::Any && random_.percent(45));
+    const bool is_register =
+        row.form == Row::Form::Register || (row.form == Row::Form::Any && random_.percent(45));
     const unsigned reg = row.is_group ? row.group : random_.below(8);
     const unsigned rm = random_.below(8);
     const unsigned mod = is_register ? 3 : random_.below(3);
@@ -480,7 +483,8 @@ Code Generator::encode(const Row& row)
     append(code.bytes, random_(), 8);
     append(code.bytes, random_(), 2);
     code.is_known = decode_code(code, row.is_32);
-    code.bytes.resize(code.is_known ? code.insn.length : std::min(fixed + random_.below(6), longest + 3));
+    code.bytes.resize(code.is_known ? code.insn.length
+                                    : std::min(fixed + random_.below(6), longest + 3));
     code.encoding = parse(code.bytes, row.is_32);
     return code;
 }
@@ -515,9 +519,9 @@ void Generator::aim_branch(Case& result, Code& code)
     const bool conditional = is_legacy(encoding, 1) && (encoding.opcode & 0xf0U) == 0x80;
     const bool direct =
         is_legacy(encoding, 0) && (encoding.opcode == 0xe8 || encoding.opcode == 0xe9);
-    const bool by_byte = is_legacy(encoding, 0) && ((encoding.opcode & 0xf0U) == 0x70 ||
-                                                    (encoding.opcode & 0xfcU) == 0xe0 ||
-                                                    encoding.opcode == 0xeb);
+    const bool by_byte =
+        is_legacy(encoding, 0) && ((encoding.opcode & 0xf0U) == 0x70 ||
+                                   (encoding.opcode & 0xfcU) == 0xe0 || encoding.opcode == 0xeb);
     if (by_byte && code.bytes.back() > 0 && code.bytes.back() < 8) {
         code.bytes.back() = 8;  // Not into the middle of the jump that follows.
     }
@@ -554,8 +558,8 @@ void Generator::aim(Case& result, Code& code)
     State& in = result.in;
     const std::uint32_t size = insn.memory_size == 0 ? 64U : insn.memory_size;
     std::uint64_t target = place_operand(size);
-    const bool locks = code.encoding.lock || (is_legacy(code.encoding, 0) &&
-                                              (code.encoding.opcode & 0xfeU) == 0x86);
+    const bool locks = code.encoding.lock ||
+                       (is_legacy(code.encoding, 0) && (code.encoding.opcode & 0xfeU) == 0x86);
     if (locks && random_.percent(98)) {
         target &= ~std::uint64_t{15};  // Split locks stop the whole machine.
     }
@@ -671,11 +675,12 @@ void Generator::prepare_system(Case& result, const Code& code, std::uint64_t ope
     const std::uint64_t code_selector =
         random_.percent(70) ? (result.is_32 ? user_code_32 : user_code_64) : selector();
     const bool is_near = encoding.map == 0 && (opcode == 0xc2 || opcode == 0xc3);
-    const std::uint64_t target =
-        is_near ? (result.is_32 ? exit_32 : code_target()) : far_target(code_selector, result.is_32);
+    const std::uint64_t target = is_near ? (result.is_32 ? exit_32 : code_target())
+                                         : far_target(code_selector, result.is_32);
     const bool returns_far = encoding.map == 0 && (opcode == 0xca || opcode == 0xcb);
-    const bool pops_segment = (encoding.map == 0 && (opcode == 0x07 || opcode == 0x17 || opcode == 0x1f)) ||
-                              (encoding.map == 1 && (opcode == 0xa1 || opcode == 0xa9));
+    const bool pops_segment =
+        (encoding.map == 0 && (opcode == 0x07 || opcode == 0x17 || opcode == 0x1f)) ||
+        (encoding.map == 1 && (opcode == 0xa1 || opcode == 0xa9));
     const std::size_t width = code.insn.operand_size == 0 ? word : code.insn.operand_size;
     if (is_near || returns_far) {
         append(bytes, target, width);
@@ -704,7 +709,8 @@ void Generator::prepare(Case& result, const Code& code, std::uint64_t operand)
     if (encoding.kind == Encoding::Kind::Evex || encoding.map > 1) {
         return;
     }
-    const bool saves = opcode == 0xae || (opcode == 0xc7 && encoding.group() >= 3 && encoding.group() <= 5);
+    const bool saves =
+        opcode == 0xae || (opcode == 0xc7 && encoding.group() >= 3 && encoding.group() <= 5);
     if (encoding.map == 1 && saves && !encoding.has_register_form()) {
         prepare_save_area(result, code, operand);
         return;
@@ -712,8 +718,8 @@ void Generator::prepare(Case& result, const Code& code, std::uint64_t operand)
     if (encoding.kind != Encoding::Kind::Legacy) {
         return;
     }
-    const bool bit_test = encoding.map == 1 && (opcode == 0xa3 || opcode == 0xab ||
-                                                opcode == 0xb3 || opcode == 0xbb);
+    const bool bit_test =
+        encoding.map == 1 && (opcode == 0xa3 || opcode == 0xab || opcode == 0xb3 || opcode == 0xbb);
     if (bit_test && code.insn.reg != code.insn.base && random_.percent(80)) {
         result.in.gpr[code.insn.reg & 15U] = random_.below(0x400) - std::uint64_t{0x200};
     }
@@ -730,7 +736,8 @@ void Generator::prepare(Case& result, const Code& code, std::uint64_t operand)
         }
         return;
     }
-    const bool divides = encoding.map == 0 && (opcode == 0xf6 || opcode == 0xf7) && encoding.group() >= 6;
+    const bool divides =
+        encoding.map == 0 && (opcode == 0xf6 || opcode == 0xf7) && encoding.group() >= 6;
     if (divides && random_.percent(60)) {
         result.in.gpr[Rdx] = random_.percent(50) ? 0 : ~std::uint64_t{0};
     }

@@ -53,53 +53,53 @@ constexpr const char* not_offered = "the engine does not offer it, the host may"
 constexpr const char* hypervisor = "leaves for the host's own hypervisor";
 
 constexpr std::array not_judged{
-    Line{Kind::Legacy, 1, 0x05, 0x05, any, -1, Form::Any, kernel_call},       // SYSCALL
-    Line{Kind::Legacy, 1, 0x34, 0x34, any, -1, Form::Any, kernel_call},       // SYSENTER
-    Line{Kind::Legacy, 1, 0x31, 0x31, any, -1, Form::Any, varies},            // RDTSC
-    Line{Kind::Legacy, 1, 0xa2, 0xa2, any, -1, Form::Any, own_cpuid},         // CPUID
-    Line{Kind::Legacy, 1, 0xc7, 0xc7, any, 6, Form::Register, varies},        // RDRAND
-    Line{Kind::Legacy, 1, 0xc7, 0xc7, any, 7, Form::Register, varies},        // RDSEED, RDPID
-    Line{Kind::Legacy, 1, 0x00, 0x00, any, 0, Form::Any, umip},               // SLDT
-    Line{Kind::Legacy, 1, 0x00, 0x00, any, 1, Form::Any, umip},               // STR
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 0, Form::Memory, umip},            // SGDT
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 1, Form::Memory, umip},            // SIDT
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 4, Form::Any, umip},               // SMSW
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 0, Form::Register, hypervisor},    // VMCALL
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 3, Form::Register, hypervisor},    // VMMCALL
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 2, Form::Register, own_cpuid},     // XGETBV
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 5, Form::Any, not_offered},        // PKRU, SERIALIZE, CET
-    Line{Kind::Legacy, 1, 0x01, 0x01, any, 7, Form::Register, varies},        // RDTSCP
-    Line{Kind::Legacy, 1, 0x01, 0x01, p66, 1, Form::Register, not_offered},   // TDX
-    Line{Kind::Legacy, 0, 0xc6, 0xc7, any, 7, Form::Register, not_offered},   // XABORT, XBEGIN
-    Line{Kind::Legacy, 1, 0xae, 0xae, pf3, 4, Form::Any, not_offered},        // PTWRITE
-    Line{Kind::Legacy, 2, 0xf8, 0xf9, any, -1, Form::Any, not_offered},       // MOVDIRI, MOVDIR64B
-    Line{Kind::Evex, 0, 0x62, 0x62, any, -1, Form::Any, not_offered},         // AVX-512
-    Line{Kind::Vex, 1, 0x41, 0x4b, any, -1, Form::Any, not_offered},          // AVX-512 masks
+    Line{Kind::Legacy, 1, 0x05, 0x05, any, -1, Form::Any, kernel_call},      // SYSCALL
+    Line{Kind::Legacy, 1, 0x34, 0x34, any, -1, Form::Any, kernel_call},      // SYSENTER
+    Line{Kind::Legacy, 1, 0x31, 0x31, any, -1, Form::Any, varies},           // RDTSC
+    Line{Kind::Legacy, 1, 0xa2, 0xa2, any, -1, Form::Any, own_cpuid},        // CPUID
+    Line{Kind::Legacy, 1, 0xc7, 0xc7, any, 6, Form::Register, varies},       // RDRAND
+    Line{Kind::Legacy, 1, 0xc7, 0xc7, any, 7, Form::Register, varies},       // RDSEED, RDPID
+    Line{Kind::Legacy, 1, 0x00, 0x00, any, 0, Form::Any, umip},              // SLDT
+    Line{Kind::Legacy, 1, 0x00, 0x00, any, 1, Form::Any, umip},              // STR
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 0, Form::Memory, umip},           // SGDT
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 1, Form::Memory, umip},           // SIDT
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 4, Form::Any, umip},              // SMSW
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 0, Form::Register, hypervisor},   // VMCALL
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 3, Form::Register, hypervisor},   // VMMCALL
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 2, Form::Register, own_cpuid},    // XGETBV
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 5, Form::Any, not_offered},       // PKRU, SERIALIZE, CET
+    Line{Kind::Legacy, 1, 0x01, 0x01, any, 7, Form::Register, varies},       // RDTSCP
+    Line{Kind::Legacy, 1, 0x01, 0x01, p66, 1, Form::Register, not_offered},  // TDX
+    Line{Kind::Legacy, 0, 0xc6, 0xc7, any, 7, Form::Register, not_offered},  // XABORT, XBEGIN
+    Line{Kind::Legacy, 1, 0xae, 0xae, pf3, 4, Form::Any, not_offered},       // PTWRITE
+    Line{Kind::Legacy, 2, 0xf8, 0xf9, any, -1, Form::Any, not_offered},      // MOVDIRI, MOVDIR64B
+    Line{Kind::Evex, 0, 0x62, 0x62, any, -1, Form::Any, not_offered},        // AVX-512
+    Line{Kind::Vex, 1, 0x41, 0x4b, any, -1, Form::Any, not_offered},         // AVX-512 masks
     Line{Kind::Vex, 1, 0x90, 0x93, any, -1, Form::Any, not_offered},
     Line{Kind::Vex, 1, 0x98, 0x99, any, -1, Form::Any, not_offered},
     Line{Kind::Vex, 3, 0x30, 0x33, any, -1, Form::Any, not_offered},
-    Line{Kind::Vex, 2, 0x49, 0x49, any, -1, Form::Any, not_offered},          // AMX
+    Line{Kind::Vex, 2, 0x49, 0x49, any, -1, Form::Any, not_offered},  // AMX
     Line{Kind::Vex, 2, 0x4b, 0x4b, any, -1, Form::Any, not_offered},
     Line{Kind::Vex, 2, 0x5c, 0x5e, any, -1, Form::Any, not_offered},
     Line{Kind::Vex, 2, 0x6c, 0x6c, any, -1, Form::Any, not_offered},
-    Line{Kind::Vex, 2, 0x50, 0x53, any, -1, Form::Any, not_offered},          // AVX-VNNI
-    Line{Kind::Vex, 2, 0xb0, 0xb5, any, -1, Form::Any, not_offered},          // AVX-NE-CONVERT, IFMA
-    Line{Kind::Vex, 2, 0xd2, 0xd3, any, -1, Form::Any, not_offered},          // AVX-VNNI-INT16
-    Line{Kind::Vex, 2, 0xe0, 0xef, any, -1, Form::Any, not_offered},          // CMPCCXADD
+    Line{Kind::Vex, 2, 0x50, 0x53, any, -1, Form::Any, not_offered},  // AVX-VNNI
+    Line{Kind::Vex, 2, 0xb0, 0xb5, any, -1, Form::Any, not_offered},  // AVX-NE-CONVERT, IFMA
+    Line{Kind::Vex, 2, 0xd2, 0xd3, any, -1, Form::Any, not_offered},  // AVX-VNNI-INT16
+    Line{Kind::Vex, 2, 0xe0, 0xef, any, -1, Form::Any, not_offered},  // CMPCCXADD
 };
 
 /// SDM Vol. 1 "EFLAGS Cross-Reference" and the instructions' own pages in Vol. 2, "Flags
 /// Affected"; APM Vol. 3 agrees, or defines more.
 constexpr std::array undefined_flags{
-    Line{Kind::Legacy, 0, 0x27, 0x27, any, -1, Form::Any, nullptr, of},       // DAA
-    Line{Kind::Legacy, 0, 0x2f, 0x2f, any, -1, Form::Any, nullptr, of},       // DAS
+    Line{Kind::Legacy, 0, 0x27, 0x27, any, -1, Form::Any, nullptr, of},                 // DAA
+    Line{Kind::Legacy, 0, 0x2f, 0x2f, any, -1, Form::Any, nullptr, of},                 // DAS
     Line{Kind::Legacy, 0, 0x37, 0x37, any, -1, Form::Any, nullptr, of | sf | zf | pf},  // AAA
     Line{Kind::Legacy, 0, 0x3f, 0x3f, any, -1, Form::Any, nullptr, of | sf | zf | pf},  // AAS
-    Line{Kind::Legacy, 0, 0xd4, 0xd5, any, -1, Form::Any, nullptr, of | af | cf},  // AAM, AAD
-    Line{Kind::Legacy, 0, 0x08, 0x0d, any, -1, Form::Any, nullptr, af},       // OR
-    Line{Kind::Legacy, 0, 0x20, 0x25, any, -1, Form::Any, nullptr, af},       // AND
-    Line{Kind::Legacy, 0, 0x30, 0x35, any, -1, Form::Any, nullptr, af},       // XOR
-    Line{Kind::Legacy, 0, 0x84, 0x85, any, -1, Form::Any, nullptr, af},       // TEST
+    Line{Kind::Legacy, 0, 0xd4, 0xd5, any, -1, Form::Any, nullptr, of | af | cf},       // AAM, AAD
+    Line{Kind::Legacy, 0, 0x08, 0x0d, any, -1, Form::Any, nullptr, af},                 // OR
+    Line{Kind::Legacy, 0, 0x20, 0x25, any, -1, Form::Any, nullptr, af},                 // AND
+    Line{Kind::Legacy, 0, 0x30, 0x35, any, -1, Form::Any, nullptr, af},                 // XOR
+    Line{Kind::Legacy, 0, 0x84, 0x85, any, -1, Form::Any, nullptr, af},                 // TEST
     Line{Kind::Legacy, 0, 0xa8, 0xa9, any, -1, Form::Any, nullptr, af},
     Line{Kind::Legacy, 0, 0x80, 0x83, any, 1, Form::Any, nullptr, af},
     Line{Kind::Legacy, 0, 0x80, 0x83, any, 4, Form::Any, nullptr, af},
@@ -108,8 +108,8 @@ constexpr std::array undefined_flags{
     Line{Kind::Legacy, 0, 0xf6, 0xf7, any, 1, Form::Any, nullptr, af},
     Line{Kind::Legacy, 0, 0xf6, 0xf7, any, 4, Form::Any, nullptr, sf | zf | af | pf},  // MUL
     Line{Kind::Legacy, 0, 0xf6, 0xf7, any, 5, Form::Any, nullptr, sf | zf | af | pf},  // IMUL
-    Line{Kind::Legacy, 0, 0xf6, 0xf7, any, 6, Form::Any, nullptr, all},       // DIV
-    Line{Kind::Legacy, 0, 0xf6, 0xf7, any, 7, Form::Any, nullptr, all},       // IDIV
+    Line{Kind::Legacy, 0, 0xf6, 0xf7, any, 6, Form::Any, nullptr, all},                // DIV
+    Line{Kind::Legacy, 0, 0xf6, 0xf7, any, 7, Form::Any, nullptr, all},                // IDIV
     Line{Kind::Legacy, 0, 0x69, 0x69, any, -1, Form::Any, nullptr, sf | zf | af | pf},
     Line{Kind::Legacy, 0, 0x6b, 0x6b, any, -1, Form::Any, nullptr, sf | zf | af | pf},
     Line{Kind::Legacy, 1, 0xaf, 0xaf, any, -1, Form::Any, nullptr, sf | zf | af | pf},
@@ -119,12 +119,12 @@ constexpr std::array undefined_flags{
     Line{Kind::Legacy, 1, 0xbb, 0xbb, any, -1, Form::Any, nullptr, of | sf | af | pf},
     Line{Kind::Legacy, 1, 0xba, 0xba, any, -1, Form::Any, nullptr, of | sf | af | pf},
     Line{Kind::Legacy, 1, 0xbc, 0xbd, np | p66 | pf2, -1, Form::Any, nullptr,
-         cf | of | sf | af | pf},                                             // BSF, BSR
+         cf | of | sf | af | pf},  // BSF, BSR
     Line{Kind::Legacy, 1, 0xbc, 0xbd, pf3, -1, Form::Any, nullptr, of | sf | af | pf},
-    Line{Kind::Vex, 2, 0xf2, 0xf2, any, -1, Form::Any, nullptr, af | pf},     // ANDN
-    Line{Kind::Vex, 2, 0xf3, 0xf3, any, -1, Form::Any, nullptr, af | pf},     // BLSR, BLSMSK, BLSI
-    Line{Kind::Vex, 2, 0xf5, 0xf5, np, -1, Form::Any, nullptr, af | pf},      // BZHI
-    Line{Kind::Vex, 2, 0xf7, 0xf7, np, -1, Form::Any, nullptr, af | sf | pf}, // BEXTR
+    Line{Kind::Vex, 2, 0xf2, 0xf2, any, -1, Form::Any, nullptr, af | pf},      // ANDN
+    Line{Kind::Vex, 2, 0xf3, 0xf3, any, -1, Form::Any, nullptr, af | pf},      // BLSR, BLSMSK, BLSI
+    Line{Kind::Vex, 2, 0xf5, 0xf5, np, -1, Form::Any, nullptr, af | pf},       // BZHI
+    Line{Kind::Vex, 2, 0xf7, 0xf7, np, -1, Form::Any, nullptr, af | sf | pf},  // BEXTR
 };
 
 /// Several accesses, and which of them faults first is the processor's affair.  SDM Vol. 3A
@@ -143,30 +143,30 @@ struct Slack {
 constexpr std::uint64_t save_area = 0x400;
 constexpr std::uint64_t anywhere = ~std::uint64_t{0};
 constexpr std::array slacks{
-    Slack{Kind::Legacy, 0, 0x60, 0x61, -1, 64, false, true},          // PUSHA, POPA
-    Slack{Kind::Legacy, 0, 0x9a, 0x9a, -1, anywhere, true, true},     // CALL far
-    Slack{Kind::Legacy, 0, 0xa6, 0xa7, -1, anywhere, true, false},    // CMPS
-    Slack{Kind::Legacy, 0, 0xc4, 0xc5, -1, 16, false, false},         // LES, LDS
-    Slack{Kind::Legacy, 0, 0xc8, 0xc8, -1, anywhere, true, true},     // ENTER
-    Slack{Kind::Legacy, 0, 0xca, 0xcb, -1, 64, true, false},          // RET far
-    Slack{Kind::Legacy, 0, 0xcf, 0xcf, -1, 64, false, false},         // IRET
-    Slack{Kind::Legacy, 0, 0xe8, 0xe8, -1, anywhere, true, true},     // CALL
-    Slack{Kind::Legacy, 0, 0xff, 0xff, 2, anywhere, true, true},      // CALL: target and stack
-    Slack{Kind::Legacy, 0, 0xff, 0xff, 3, anywhere, true, true},      // CALL far
-    Slack{Kind::Legacy, 0, 0xff, 0xff, 5, 16, false, false},          // JMP far
-    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 4, 32, false, false},          // FLDENV
-    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 6, 32, false, true},           // FSTENV
-    Slack{Kind::Legacy, 0, 0xdb, 0xdb, 7, 16, false, true},           // FSTP m80
-    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 4, 128, false, false},         // FRSTOR
-    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 6, 128, false, true},          // FSAVE
-    Slack{Kind::Legacy, 0, 0xdf, 0xdf, 6, 16, false, true},           // FBSTP
-    Slack{Kind::Legacy, 1, 0xae, 0xae, -1, save_area, true, true},    // FXSAVE … XRSTOR
-    Slack{Kind::Legacy, 1, 0xc7, 0xc7, 4, save_area, false, true},    // XSAVEC
-    Slack{Kind::Legacy, 1, 0xb2, 0xb2, -1, 16, false, false},         // LSS, LFS, LGS
+    Slack{Kind::Legacy, 0, 0x60, 0x61, -1, 64, false, true},        // PUSHA, POPA
+    Slack{Kind::Legacy, 0, 0x9a, 0x9a, -1, anywhere, true, true},   // CALL far
+    Slack{Kind::Legacy, 0, 0xa6, 0xa7, -1, anywhere, true, false},  // CMPS
+    Slack{Kind::Legacy, 0, 0xc4, 0xc5, -1, 16, false, false},       // LES, LDS
+    Slack{Kind::Legacy, 0, 0xc8, 0xc8, -1, anywhere, true, true},   // ENTER
+    Slack{Kind::Legacy, 0, 0xca, 0xcb, -1, 64, true, false},        // RET far
+    Slack{Kind::Legacy, 0, 0xcf, 0xcf, -1, 64, false, false},       // IRET
+    Slack{Kind::Legacy, 0, 0xe8, 0xe8, -1, anywhere, true, true},   // CALL
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 2, anywhere, true, true},    // CALL: target and stack
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 3, anywhere, true, true},    // CALL far
+    Slack{Kind::Legacy, 0, 0xff, 0xff, 5, 16, false, false},        // JMP far
+    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 4, 32, false, false},        // FLDENV
+    Slack{Kind::Legacy, 0, 0xd9, 0xd9, 6, 32, false, true},         // FSTENV
+    Slack{Kind::Legacy, 0, 0xdb, 0xdb, 7, 16, false, true},         // FSTP m80
+    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 4, 128, false, false},       // FRSTOR
+    Slack{Kind::Legacy, 0, 0xdd, 0xdd, 6, 128, false, true},        // FSAVE
+    Slack{Kind::Legacy, 0, 0xdf, 0xdf, 6, 16, false, true},         // FBSTP
+    Slack{Kind::Legacy, 1, 0xae, 0xae, -1, save_area, true, true},  // FXSAVE … XRSTOR
+    Slack{Kind::Legacy, 1, 0xc7, 0xc7, 4, save_area, false, true},  // XSAVEC
+    Slack{Kind::Legacy, 1, 0xb2, 0xb2, -1, 16, false, false},       // LSS, LFS, LGS
     Slack{Kind::Legacy, 1, 0xb4, 0xb5, -1, 16, false, false},
-    Slack{Kind::Legacy, 1, 0xf7, 0xf7, -1, anywhere, true, true},          // MASKMOVQ, MASKMOVDQU
-    Slack{Kind::Vex, 1, 0xf7, 0xf7, -1, 16, false, true},
-    Slack{Kind::Vex, 2, 0x2c, 0x2f, -1, 32, false, true},             // VMASKMOV
+    Slack{Kind::Legacy, 1, 0xf7, 0xf7, -1, anywhere, true, true},  // MASKMOVQ, MASKMOVDQU
+    Slack{Kind::Vex, 1, 0xf7, 0xf7, -1, anywhere, true, true},
+    Slack{Kind::Vex, 2, 0x2c, 0x2f, -1, 32, false, true},  // VMASKMOV
     Slack{Kind::Vex, 2, 0x8c, 0x8e, -1, 32, false, true},
 };
 
@@ -212,10 +212,11 @@ void judge_faults(const Encoding& encoding, Verdict& verdict)
 
 bool matches(const Line& line, const Encoding& encoding)
 {
-    const bool form = line.form == Form::Any ||
-                      (line.form == Form::Register) == encoding.has_register_form();
-    return line.kind == encoding.kind && line.map == encoding.map && encoding.opcode >= line.first &&
-           encoding.opcode <= line.last && ((line.prefixes >> encoding.pp) & 1U) != 0 && form &&
+    const bool form =
+        line.form == Form::Any || (line.form == Form::Register) == encoding.has_register_form();
+    return line.kind == encoding.kind && line.map == encoding.map &&
+           encoding.opcode >= line.first && encoding.opcode <= line.last &&
+           ((line.prefixes >> encoding.pp) & 1U) != 0 && form &&
            (line.group < 0 || static_cast<unsigned>(line.group) == encoding.group());
 }
 
@@ -276,7 +277,8 @@ void judge_operands(const Case& each, const Encoding& encoding, const Insn& insn
             judge_shift(each, encoding, insn, verdict);
         } else if (opcode == 0xcd && insn.immediate == 0x80) {
             verdict.not_judged = kernel_call;
-        } else if (each.is_32 && (opcode == 0x06 || opcode == 0x0e || opcode == 0x16 || opcode == 0x1e)) {
+        } else if (each.is_32 &&
+                   (opcode == 0x06 || opcode == 0x0e || opcode == 0x16 || opcode == 0x1e)) {
             verdict.partial_push = true;
         }
         return;
@@ -302,7 +304,8 @@ namespace {
 
 Verdict judge_at(const Case& each, std::size_t offset)
 {
-    const auto code = std::span<const std::uint8_t>{each.code.data(), each.code_size}.subspan(offset);
+    const auto code =
+        std::span<const std::uint8_t>{each.code.data(), each.code_size}.subspan(offset);
     const Encoding encoding = parse(code, each.is_32);
     Verdict verdict;
     for (const Line& line : not_judged) {

@@ -32,7 +32,8 @@ struct Options {
 };
 
 constexpr const char* usage =
-    "vmm-oracle: runs random instructions on the host CPU and on the software engine, and compares\n"
+    "vmm-oracle: runs random instructions on the host CPU and on the software engine, and "
+    "compares\n"
     "\n"
     "  --seed N         where the random numbers start (1)\n"
     "  --cases N        how many cases; or\n"
@@ -160,7 +161,8 @@ int run(const Options& options)
     }
     const double seconds = elapsed();
     fmt::print("seed {}: {} cases in {:.1f} s ({:.0f} a second), {} judged, {} differences\n",
-               options.seed, cases, seconds, static_cast<double>(cases) / seconds, judged, reported);
+               options.seed, cases, seconds, static_cast<double>(cases) / seconds, judged,
+               reported);
     return reported == 0 ? 0 : 1;
 }
 

@@ -7,8 +7,6 @@
 /// them again in the stub.  So nothing here may be instrumented, and system calls go through the
 /// stub: the kernel obeys no others.
 
-#include "oracle/native_cpu.hpp"
-
 #include <csignal>
 #include <cstddef>
 #include <cstring>
@@ -25,6 +23,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "oracle/native_cpu.hpp"
 #include "oracle/native_stub.hpp"
 
 #define ORACLE_PLAIN [[gnu::no_sanitize("address", "undefined", "thread")]]
@@ -62,8 +61,7 @@ void catch_signals(const Stub& stub)
     action.restorer = stub.restorer;
     action.flags = static_cast<std::uint64_t>(SA_SIGINFO) | static_cast<std::uint64_t>(SA_ONSTACK) |
                    static_cast<std::uint64_t>(SA_NODEFER) | sa_restorer;
-    for (const int signal :
-         {SIGSEGV, SIGILL, SIGFPE, SIGBUS, SIGTRAP, SIGSYS, SIGVTALRM}) {
+    for (const int signal : {SIGSEGV, SIGILL, SIGFPE, SIGBUS, SIGTRAP, SIGSYS, SIGVTALRM}) {
         if (::syscall(SYS_rt_sigaction, signal, &action, nullptr, sizeof action.mask) != 0) {
             give_up();
         }

@@ -37,9 +37,8 @@ public:
         syscall();
         stub.after_syscall[0] = address_here();
         align(16);
-        stub.system_call =
-            getCurr<std::int64_t (*)(std::int64_t, std::uint64_t, std::uint64_t, std::uint64_t,
-                                     std::uint64_t)>();
+        stub.system_call = getCurr<std::int64_t (*)(std::int64_t, std::uint64_t, std::uint64_t,
+                                                    std::uint64_t, std::uint64_t)>();
         mov(rax, rdi);
         mov(rdi, rsi);
         mov(rsi, rdx);
@@ -237,8 +236,8 @@ bool map_stub(Stub& stub)
     new (reinterpret_cast<void*>(context_base)) Context{};
     Assembler assembler;
     assembler.assemble(stub);
-    return ::mprotect(reinterpret_cast<void*>(code_page), code_page_bytes,
-                      PROT_READ | PROT_EXEC) == 0;
+    return ::mprotect(reinterpret_cast<void*>(code_page), code_page_bytes, PROT_READ | PROT_EXEC) ==
+           0;
 }
 
 }  // namespace vmm::oracle

@@ -31,7 +31,8 @@ Watch watch;
 void on_tick(int)
 {
     SoftMachine* const running = watch.running.load();
-    if (running != nullptr && watch.last_seen.exchange(watch.number.load()) == watch.number.load()) {
+    if (running != nullptr &&
+        watch.last_seen.exchange(watch.number.load()) == watch.number.load()) {
         running->interrupt();
     }
 }
@@ -48,8 +49,8 @@ void start_watch()
 
 bool writes_itself(const Case& each, const Outcome& outcome)
 {
-    const std::uint32_t count =
-        std::min<std::uint32_t>(outcome.changes_count, static_cast<std::uint32_t>(outcome.changes.size()));
+    const std::uint32_t count = std::min<std::uint32_t>(
+        outcome.changes_count, static_cast<std::uint32_t>(outcome.changes.size()));
     return std::any_of(outcome.changes.begin(), outcome.changes.begin() + count,
                        [&](const Change& change) {
                            if (outcome.changes_count > outcome.changes.size()) {
@@ -160,9 +161,8 @@ void Oracle::run_engine(const Case& each, Outcome& outcome)
 {
     watch.number.fetch_add(1);
     watch.running.store(&engine_);
-    const bool is_wrong =
-        planted_ != nullptr &&
-        planted_->concerns(parse({each.code.data(), each.code_size}, each.is_32));
+    const bool is_wrong = planted_ != nullptr &&
+                          planted_->concerns(parse({each.code.data(), each.code_size}, each.is_32));
     if (is_wrong && planted_->before != nullptr) {
         Case changed = each;
         planted_->before(changed);
@@ -212,7 +212,8 @@ std::size_t Oracle::run_batch()
         // One of a row is enough to work on.
         const std::uint32_t row = row_of_[suspects[i]];
         const std::string name = row < rows_.size() ? rows_[row].name() : "sequences";
-        if (row < rows_.size() && std::any_of(differences_.begin(), differences_.end(),
+        if (row < rows_.size() &&
+            std::any_of(differences_.begin(), differences_.end(),
                         [&](const Difference& other) { return other.row == name; })) {
             continue;
         }
@@ -221,8 +222,7 @@ std::size_t Oracle::run_batch()
                 return try_case(other, memory);
             };
             const Reduced reduced = reduce(cases[i], image, still_differs);
-            differences_.push_back({name, reduced.text,
-                                    to_text(reduced.smallest, reduced.image)});
+            differences_.push_back({name, reduced.text, to_text(reduced.smallest, reduced.image)});
         }
     }
     return Batch::capacity;

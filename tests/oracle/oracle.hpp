@@ -23,8 +23,8 @@ namespace vmm::oracle {
 
 /// What has been executed of one row.
 struct Coverage {
-    std::uint64_t completed{};   ///< Cases that both sides ran to the end.
-    std::uint64_t excepted{};    ///< Cases that ended in the same exception.
+    std::uint64_t completed{};  ///< Cases that both sides ran to the end.
+    std::uint64_t excepted{};   ///< Cases that ended in the same exception.
     std::uint64_t not_judged{};
     const char* why{};  ///< The last reason for `not_judged`.
 };

@@ -3,8 +3,6 @@
 /// @file
 /// The oracle for as long as continuous integration has time for, and that it would find bugs.
 
-#include "oracle/oracle.hpp"
-
 #include <ctime>
 #include <stdexcept>
 
@@ -12,6 +10,7 @@
 
 #include "effort.hpp"
 #include "oracle/case_text.hpp"
+#include "oracle/oracle.hpp"
 
 namespace vmm::oracle {
 namespace {
@@ -73,7 +72,12 @@ TEST_P(PlantedBugTest, IsFound)
 {
     oracle->plant(GetParam());
     run(usual_cases);
-    EXPECT_FALSE(oracle->differences().empty());
+    ASSERT_FALSE(oracle->differences().empty());
+    Case each;
+    Arena image{};
+    from_text(oracle->differences().front().test, each, image);
+    EXPECT_TRUE(GetParam().concerns(parse({each.code.data(), each.code_size}, each.is_32)))
+        << oracle->differences().front().text;
 }
 
 INSTANTIATE_TEST_SUITE_P(Oracle,

@@ -40,16 +40,15 @@ constexpr std::array bugs{
                        (outcome.out.rflags & ~overflow_flag) | (carry ? overflow_flag : 0);
                }},
     // ADD, MUL, SUB, DIV of floating-point numbers always round to nearest.
-    PlantedBug{"sse-rounding",
-               [](const Encoding& encoding) {
-                   const unsigned opcode = encoding.opcode;
-                   return encoding.map == 1 && (opcode == 0x58 || opcode == 0x59 ||
-                                                opcode == 0x5c || opcode == 0x5e);
-               },
-               [](Case& each) { each.in.mxcsr &= ~rounding; },
-               [](const Case& each, Outcome& outcome) {
-                   outcome.out.mxcsr |= each.in.mxcsr & rounding;
-               }},
+    PlantedBug{
+        "sse-rounding",
+        [](const Encoding& encoding) {
+            const unsigned opcode = encoding.opcode;
+            return encoding.map == 1 &&
+                   (opcode == 0x58 || opcode == 0x59 || opcode == 0x5c || opcode == 0x5e);
+        },
+        [](Case& each) { each.in.mxcsr &= ~rounding; },
+        [](const Case& each, Outcome& outcome) { outcome.out.mxcsr |= each.in.mxcsr & rounding; }},
     // An instruction that reads, changes and writes faults as if it only read.
     PlantedBug{"page-fault-error",
                [](const Encoding& encoding) {

@@ -97,9 +97,8 @@ private:
     {
         const Case plain = plain_case();
         for (std::size_t number = 0; number < 16; ++number) {
-            try_change([&](Case& each, Arena&) {
-                each.in.gpr.at(number) = plain.in.gpr.at(number);
-            });
+            try_change(
+                [&](Case& each, Arena&) { each.in.gpr.at(number) = plain.in.gpr.at(number); });
             for (const std::uint64_t mask :
                  {std::uint64_t{0xff}, std::uint64_t{0xffff}, std::uint64_t{0xffff'ffff}}) {
                 try_change([&](Case& each, Arena&) { each.in.gpr.at(number) &= mask; });
@@ -148,7 +147,8 @@ private:
         std::uint32_t at = 0;
         while (at < best_.smallest.code_size) {
             Case& smallest = best_.smallest;
-            const std::span<const std::uint8_t> code{smallest.code.data() + at, smallest.code_size - at};
+            const std::span<const std::uint8_t> code{smallest.code.data() + at,
+                                                     smallest.code_size - at};
             x86::soft::Insn insn;
             const auto size =
                 smallest.is_32 ? x86::soft::CodeSize::Bits32 : x86::soft::CodeSize::Bits64;

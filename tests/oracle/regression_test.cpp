@@ -69,8 +69,8 @@ TEST_F(OracleRegression, ArplWritesOnlyWhatChanges)
 
 TEST_F(OracleRegression, PointersOfX87HaveNoSelectors)
 {
-    expect_agreement(
-        "code=d920 rax=0x20001d74 patch:0x20001d74=00000000000000000000000000000000ffffffffffffef7f");
+    expect_agreement("code=d920 rax=0x20001d74 "
+                     "patch:0x20001d74=00000000000000000000000000000000ffffffffffffef7f");
     expect_agreement("code=0fae0b rbx=0x20001840 patch:0x20001840=00000000000000000000c07f01");
 }
 

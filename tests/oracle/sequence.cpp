@@ -50,8 +50,8 @@ bool is_fit(const Code& code)
     const Encoding& encoding = code.encoding;
     const unsigned opcode = encoding.opcode;
     const bool repeats = encoding.rep || encoding.repne;
-    const bool stores_string = encoding.map == 0 && (opcode == 0xa4 || opcode == 0xa5 ||
-                                                     opcode == 0xaa || opcode == 0xab);
+    const bool stores_string =
+        encoding.map == 0 && (opcode == 0xa4 || opcode == 0xa5 || opcode == 0xaa || opcode == 0xab);
     if (encoding.kind == Encoding::Kind::Evex || encoding.lock || encoding.address_size ||
         (repeats && stores_string)) {
         return false;
@@ -61,13 +61,15 @@ bool is_fit(const Code& code)
         return !gathers && !(encoding.map == 1 && (opcode == 0xae || opcode == 0xf7));
     }
     if (encoding.map == 1) {
-        const bool privileged = opcode < 0x0d || opcode == 0x0e || (opcode >= 0x20 && opcode <= 0x27) ||
-                                (opcode >= 0x30 && opcode <= 0x3f) || opcode == 0x78 || opcode == 0x79;
+        const bool privileged =
+            opcode < 0x0d || opcode == 0x0e || (opcode >= 0x20 && opcode <= 0x27) ||
+            (opcode >= 0x30 && opcode <= 0x3f) || opcode == 0x78 || opcode == 0x79;
         const bool branches = opcode >= 0x80 && opcode <= 0x8f;
-        const bool undefined = opcode == 0xa4 || opcode == 0xa5 || opcode == 0xac || opcode == 0xad ||
-                               opcode == 0xbc || opcode == 0xbd || (opcode >= 0xc8 && opcode <= 0xcf);
-        const bool segments = opcode == 0xa0 || opcode == 0xa1 || opcode == 0xa8 || opcode == 0xa9 ||
-                              opcode == 0xb2 || opcode == 0xb4 || opcode == 0xb5;
+        const bool undefined = opcode == 0xa4 || opcode == 0xa5 || opcode == 0xac ||
+                               opcode == 0xad || opcode == 0xbc || opcode == 0xbd ||
+                               (opcode >= 0xc8 && opcode <= 0xcf);
+        const bool segments = opcode == 0xa0 || opcode == 0xa1 || opcode == 0xa8 ||
+                              opcode == 0xa9 || opcode == 0xb2 || opcode == 0xb4 || opcode == 0xb5;
         return !privileged && !branches && !undefined && !segments && opcode != 0xae &&
                opcode != 0xc7 && opcode != 0xa2 && opcode != 0xaa && opcode != 0xb9 &&
                opcode != 0xff && opcode != 0xf7;
@@ -75,9 +77,10 @@ bool is_fit(const Code& code)
     if (encoding.map >= 2) {
         return !(encoding.map == 2 && opcode >= 0xf8);
     }
-    const bool branches = (opcode >= 0x70 && opcode <= 0x7f) || (opcode >= 0xe0 && opcode <= 0xef) ||
-                          (opcode >= 0xc2 && opcode <= 0xc5) || (opcode >= 0xc8 && opcode <= 0xcf) ||
-                          (opcode == 0xff && encoding.group() >= 2) || opcode == 0x9a;
+    const bool branches =
+        (opcode >= 0x70 && opcode <= 0x7f) || (opcode >= 0xe0 && opcode <= 0xef) ||
+        (opcode >= 0xc2 && opcode <= 0xc5) || (opcode >= 0xc8 && opcode <= 0xcf) ||
+        (opcode == 0xff && encoding.group() >= 2) || opcode == 0x9a;
     const bool segments = opcode == 0x8c || opcode == 0x8e || (opcode < 0x20 && (opcode & 6U) == 6);
     const bool faults = (opcode >= 0x6c && opcode <= 0x6f) || opcode == 0xf1 || opcode == 0xf4 ||
                         opcode == 0xfa || opcode == 0xfb || opcode == 0x62 || opcode == 0x8f;
@@ -114,8 +117,8 @@ bool make_absolute(Code& code, std::uint64_t address, bool is_32)
     code.bytes = bytes;
     Insn again;
     const auto size = is_32 ? x86::soft::CodeSize::Bits32 : x86::soft::CodeSize::Bits64;
-    const bool known = decode(std::as_bytes(std::span{code.bytes}), size, again) ==
-                       x86::soft::DecodeStatus::Ok;
+    const bool known =
+        decode(std::as_bytes(std::span{code.bytes}), size, again) == x86::soft::DecodeStatus::Ok;
     return known && again.length == code.bytes.size() && again.base == Insn::no_register &&
            again.index == Insn::no_register;
 }
@@ -145,9 +148,9 @@ std::vector<std::uint8_t> Generator::draw_fit(const std::vector<Row>& rows,
             continue;
         }
         Code code = encode(row);
-        const std::uint64_t address =
-            data_base + random_.below(data_writable_bytes / 64 - 20) * 64 +
-            (random_.percent(60) ? 0 : random_.below(64));
+        const std::uint64_t address = data_base +
+                                      random_.below(data_writable_bytes / 64 - 20) * 64 +
+                                      (random_.percent(60) ? 0 : random_.below(64));
         if (!code.is_known || !is_fit(code) || !make_absolute(code, address, is_32) ||
             code.bytes.size() > 15) {
             continue;

@@ -126,10 +126,7 @@ public:
     void mark_dirty(std::uint64_t) noexcept override {}
 
     [[nodiscard]] std::byte* at(std::uint64_t frame) { return ram->data() + frame * 4096; }
-    [[nodiscard]] std::uint8_t* arena()
-    {
-        return reinterpret_cast<std::uint8_t*>(at(ArenaPages));
-    }
+    [[nodiscard]] std::uint8_t* arena() { return reinterpret_cast<std::uint8_t*>(at(ArenaPages)); }
     template <typename T>
     void put(std::uint64_t frame, std::uint64_t offset, T value)
     {
@@ -176,8 +173,8 @@ SoftMachine::SoftMachine() : memory_{std::make_unique<Memory>()}, host_{std::mak
     state.cpuid = Cpuid{supported_cpuid(host_tsc_khz())};
     state.cr0 = mask_of(Cr0::PE, Cr0::MP, Cr0::ET, Cr0::NE, Cr0::WP, Cr0::AM, Cr0::PG);
     state.cr3 = Pml4 * 4096;
-    state.cr4 = mask_of(Cr4::PAE, Cr4::PGE, Cr4::OSFXSR, Cr4::OSXMMEXCPT, Cr4::OSXSAVE,
-                        Cr4::FSGSBASE);
+    state.cr4 =
+        mask_of(Cr4::PAE, Cr4::PGE, Cr4::OSFXSR, Cr4::OSXMMEXCPT, Cr4::OSXSAVE, Cr4::FSGSBASE);
     state.efer = mask_of(Efer::SCE, Efer::LME, Efer::LMA, Efer::NXE);
     state.xcr0 = 7;
     state.gdt = {gdt, sizeof descriptors + 0x0f, {}};
@@ -222,8 +219,8 @@ void SoftMachine::build_tables()
     for (std::uint32_t at = 0; at < arena_bytes; at += 4096) {
         const std::uint64_t linear = linear_of(at);
         const bool is_code = at < code_bytes;
-        const std::uint64_t bits = user | (at < arena_writable_bytes ? writable : 0) |
-                                   (is_code ? 0 : no_execute);
+        const std::uint64_t bits =
+            user | (at < arena_writable_bytes ? writable : 0) | (is_code ? 0 : no_execute);
         memory.put(is_code ? CodeTable : DataTable, index(linear, 12),
                    entry(ArenaPages + at / 4096, bits));
     }
@@ -338,9 +335,9 @@ void SoftMachine::load(const Case& each)
     std::memcpy(state.fpu.x87.data(), each.in.x87.data(), each.in.x87.size());
     std::memcpy(state.fpu.ymm.data(), each.in.ymm.data(), sizeof each.in.ymm);
     state.fpu.mxcsr = each.in.mxcsr;
-    const std::array<std::uint64_t, 5> frame{
-        linear_of(each.code_offset), each.is_32 ? user_code_32 : user_code_64, each.in.rflags,
-        each.in.gpr[Rsp], user_data};
+    const std::array<std::uint64_t, 5> frame{linear_of(each.code_offset),
+                                             each.is_32 ? user_code_32 : user_code_64,
+                                             each.in.rflags, each.in.gpr[Rsp], user_data};
     memory_->put(StackPage, return_frame - kernel_stack, frame);
     state.gpr[Rsp] = return_frame;
     state.rip = iretq;

@@ -2,7 +2,7 @@
 
 /// @file
 /// Random bytes on random states: whatever comes out, the process goes on and the host's own FPU
-/// state is left as it was.
+/// state is left as it was.  Only what is on the list is executed natively.
 
 #include <gtest/gtest.h>
 
@@ -129,6 +129,37 @@ INSTANTIATE_TEST_SUITE_P(Modes,
                          [](const auto& each) {
                              return each.param == CodeSize::Bits64 ? "Code64" : "Code32";
                          });
+
+TEST(NativeSelect, RefusesWhatIsNotOnTheList)
+{
+    NativeMachine machine;
+    for (const Bytes& code :
+         std::vector<Bytes>{{0xc5, 0xf8, 0x92, 0xc8},              // KMOVW k1, eax
+                            {0xc5, 0xf4, 0x41, 0xc2},              // KANDW
+                            {0xc4, 0xe2, 0x71, 0x50, 0xc2},        // VPDPBUSD (AVX-VNNI)
+                            {0x62, 0xf1, 0x74, 0x48, 0x58, 0xc2},  // VADDPS zmm
+                            {0x0f, 0x0f, 0xc1, 0x9e},              // PFADD (3DNow!)
+                            {0xf2, 0x0f, 0x2b, 0x03},              // MOVNTSD (SSE4a)
+                            {0x8f, 0xe8, 0x78, 0xc0, 0xc1, 0x01},  // VPROTB (XOP)
+                            {0x0f, 0x20, 0xc0},                    // MOV eax, CR0
+                            {0x0f, 0x01, 0xd0},                    // XGETBV
+                            {0x90},                                // NOP
+                            {0x01, 0xc8}}) {                       // ADD
+        EXPECT_FALSE(machine.prepare(code)) << testing::PrintToString(code);
+    }
+}
+
+TEST(NativeSelect, VexIsUndefinedOutsideProtectedMode)
+{
+    NativeMachine machine;
+    Insn insn;
+    const Bytes code{0xc5, 0xf4, 0x58, 0xc2};
+    ASSERT_EQ(decode(std::as_bytes(std::span{code}), CodeSize::Bits16, insn), DecodeStatus::Ok);
+    Op op;
+    EXPECT_EQ(select_native(insn, {CodeSize::Bits16, false, false}, op), &undefined);
+    EXPECT_EQ(select_native(insn, {CodeSize::Bits16, false, true}, op), &undefined);
+    EXPECT_NE(select_native(insn, {CodeSize::Bits16, true, false}, op), &undefined);
+}
 
 }  // namespace
 }  // namespace vmm::x86::soft::test

@@ -153,7 +153,8 @@ inline constexpr std::uint32_t mxcsr_flags = 0x3f;
 inline constexpr std::uint32_t mxcsr_masks = 0x1f80;
 inline constexpr std::uint32_t mxcsr_valid = 0xffff;  ///< What the guest finds in MXCSR_MASK.
 
-/// For instructions that never raise #AC.  SDM Vol. 2A "Exception Type": VMASKMOV of type 6, 11, 12.
+/// For instructions that never raise #AC.  SDM Vol. 2A "Exception Type": VMASKMOV of type 6,
+/// 11, 12.
 class WithoutAlignmentCheck {
 public:
     explicit WithoutAlignmentCheck(Cpu& cpu) noexcept : cpu_{cpu}, before_{cpu.alignment_check}

@@ -18,8 +18,8 @@ constexpr OpcodeSet modrm_0f{0xa00f, 0xffff, 0xff0f, 0x0000, 0xffff, 0xffff, 0xf
 constexpr OpcodeSet byte_one_byte{0x1010, 0x1010, 0x1010, 0x1010, 0,      0,      0x0c00, 0xffff,
                                   0x000d, 0,      0x0100, 0x00ff, 0x2043, 0x0030, 0x08ff, 0};
 constexpr OpcodeSet byte_0f{0, 0, 0, 0, 0, 0, 0, 0x000f, 0, 0, 0x1010, 0x0400, 0x0074, 0, 0, 0};
-constexpr OpcodeSet full_one_byte{0x2020, 0x2020, 0x2020, 0x2020, 0,      0,      0x0300, 0,
-                                  0x0002, 0,      0x0200, 0xff00, 0x0080, 0,      0x0300, 0};
+constexpr OpcodeSet full_one_byte{0x2020, 0x2020, 0x2020, 0x2020, 0,      0, 0x0300, 0,
+                                  0x0002, 0,      0x0200, 0xff00, 0x0080, 0, 0x0300, 0};
 
 bool holds(const OpcodeSet& set, unsigned opcode) noexcept
 {
@@ -145,8 +145,9 @@ private:
             return opcode == 0xc8 ? 3 : 2;
         }
         if (opcode >= 0xa0 && opcode <= 0xa3) {
-            return size_ == CodeSize::Bits64 ? (address_override_ ? 4 : 8)
-                                             : ((size_ == CodeSize::Bits16) != address_override_ ? 2 : 4);
+            return size_ == CodeSize::Bits64
+                       ? (address_override_ ? 4 : 8)
+                       : ((size_ == CodeSize::Bits16) != address_override_ ? 2 : 4);
         }
         if (holds(byte_one_byte, opcode)) {
             return 1;

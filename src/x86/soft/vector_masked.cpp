@@ -226,6 +226,7 @@ void gather_elements(Cpu& cpu, const Op* op, GatherShape shape)
     for (std::size_t i = 0; i < lanes; ++i) {
         set_element<T>(mask.data(), i, (selected >> i & 1U) != 0 ? static_cast<T>(~T{0}) : T{0});
     }
+    bool gathered = false;
     try {
         for (std::size_t i = 0; i < count; ++i) {
             if ((selected >> i & 1U) != 0) {
@@ -236,11 +237,15 @@ void gather_elements(Cpu& cpu, const Op* op, GatherShape shape)
                 const std::uint64_t linear =
                     element_address(cpu, *op, index << shape.scale, sizeof(T), Access::Read);
                 set_element<T>(result.data(), i, load<T>(cpu, segment, linear));
+                gathered = true;
             }
             set_element<T>(mask.data(), i, 0);
         }
     } catch (const Fault&) {
         // What was gathered before the fault stays, with its mask cleared.
+        if (gathered) {
+            std::memset(result.data() + vector_size, 0, vector_bytes - vector_size);
+        }
         commit();
         throw;
     }
