@@ -354,6 +354,7 @@ void Generator::randomise_state(State& state)
 void Generator::add_prefixes(const Row& row, Code& code)
 {
     std::vector<std::uint8_t> prefixes;
+    prefixes.reserve(8);  // All there can be; GCC 12 warns of what it thinks of growth.
     const bool is_string = row.map == 0 && ((row.opcode >= 0xa4 && row.opcode <= 0xaf) ||
                                             (row.opcode >= 0x6c && row.opcode <= 0x6f));
     if (row.map == 0 ? random_.percent(25) : row.pp == 1) {

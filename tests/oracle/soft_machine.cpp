@@ -168,7 +168,7 @@ SoftMachine::SoftMachine() : memory_{std::make_unique<Memory>()}, host_{std::mak
         throw std::runtime_error(vm.error().message());
     }
     vm_ = std::move(vm).value();
-    vcpu_ = vm_->create_vcpu(*host_).value();
+    vcpu_ = vm_->create_vcpu(*host_, 0).value();
     CpuState& state = vcpu_->state();
     state.cpuid = Cpuid{supported_cpuid(host_tsc_khz())};
     state.cr0 = mask_of(Cr0::PE, Cr0::MP, Cr0::ET, Cr0::NE, Cr0::WP, Cr0::AM, Cr0::PG);
