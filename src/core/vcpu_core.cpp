@@ -192,8 +192,9 @@ void VcpuCore::handle_init_and_sipi() noexcept
 
 bool VcpuCore::has_wake_event() noexcept
 {
-    return nmi_pending_.load(std::memory_order_relaxed) != 0U || init_pending_.load() ||
-           state().pending_debug != 0U || state().inject.has_value() ||
+    const bool nmi = nmi_pending_.load(std::memory_order_relaxed) != 0U && !state().nmi_blocked;
+    return nmi || init_pending_.load() || state().pending_debug != 0U ||
+           state().inject.has_value() ||
            (user_interrupt_.has_value() && (state().rflags & rflags_if) != 0U) ||
            (lapic_ != nullptr && (state().rflags & rflags_if) != 0U && lapic_->has_interrupt());
 }
