@@ -63,7 +63,7 @@ fuzz() {
     inputs=("$corpus" "$seeds")
     [[ ! -d tests/fuzz/regressions/$target ]] || inputs+=("tests/fuzz/regressions/$target")
     VMM_FUZZ_TARGET=$target "$build/bin/vmm_fuzz" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 \
-        -max_len=4096 -print_final_stats=1 -artifact_prefix="$found/" "${inputs[@]}" >"$log" 2>&1 || status=$?
+        -max_len=4096 -entropic=0 -print_final_stats=1 -artifact_prefix="$found/" "${inputs[@]}" >"$log" 2>&1 || status=$?
     executions=$(sed -nE 's/^stat::number_of_executed_units: +([0-9]+)$/\1/p' "$log")
     if [[ $status -eq 0 ]]; then
         echo "$target: ${executions:-?} inputs, clean" | tee "$build/summary/$target"

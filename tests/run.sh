@@ -3,8 +3,8 @@
 #
 # Installs what is missing, then configures, builds and tests every preset:
 #
-#     tests/run.sh                 dev clang asan tsan, and tests/guest.sh
-#     tests/run.sh dev asan        only these
+#     tests/run.sh                 dev clang asan tsan, tests/guest.sh, and tests/fuzz.sh for 30 s a target
+#     tests/run.sh dev asan        only these presets
 #
 # Ends with one line for each preset and ctest's line over all of them; exit status 0 if every test passed.
 
@@ -89,6 +89,22 @@ if [[ $# -eq 0 ]]; then
         read -r guest_passed _ guest_failed _ <<<"$line"
         failed=$((failed + guest_failed))
         total=$((total + guest_passed + guest_failed))
+    fi
+fi
+
+# Bad input: ten targets, two at a time.
+if [[ $# -eq 0 ]]; then
+    echo "==> fuzz"
+    if "$root/tests/fuzz.sh" --seconds "${VMM_FUZZ_SECONDS:-30}" | tee "$logs/fuzz.log"; then :; fi
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/fuzz.log" || true)
+    if [[ -z $line ]]; then
+        summary+=("fuzz: tests/fuzz.sh came to no end")
+        broken=1
+    else
+        summary+=("fuzz: $line")
+        read -r fuzz_passed _ fuzz_failed _ <<<"$line"
+        failed=$((failed + fuzz_failed))
+        total=$((total + fuzz_passed + fuzz_failed))
     fi
 fi
 

@@ -201,8 +201,8 @@ bool VcpuCore::has_wake_event() noexcept
 {
     const x86::CpuState& cpu = state(StateGroup::Registers);
     const bool takes_interrupts = (cpu.rflags & rflags_if) != 0U;
-    return nmi_pending_.load(std::memory_order_relaxed) != 0U || init_pending_.load() ||
-           cpu.pending_debug != 0U || cpu.inject.has_value() ||
+    const bool nmi = nmi_pending_.load(std::memory_order_relaxed) != 0U && !cpu.nmi_blocked;
+    return nmi || init_pending_.load() || cpu.pending_debug != 0U || cpu.inject.has_value() ||
            (takes_interrupts &&
             (user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt())));
 }

@@ -241,7 +241,9 @@ Result<void> VcpuCore::set_msr(std::uint32_t index, std::uint64_t value)
                                      "canonical address",
                                      index, value)};
         }
-        *place = value;
+        // LMA is a result of paging, not to be written; KVM keeps it too.
+        const std::uint64_t kept = index == x86::msr::efer ? Efer::LMA.mask : 0U;
+        *place = (value & ~kept) | (*place & kept);
         state_changed(msrs);
         return success;
     }

@@ -62,7 +62,8 @@ bool has_vendor(const CpuidEntry& entry, const char (&name)[13]) noexcept
 Cpuid::Cpuid(std::span<const CpuidEntry> entries) : entries_(entries.begin(), entries.end())
 {
     if (const CpuidEntry* const sizes = find(extended_class + 8, 0)) {
-        physical_address_bits_ = sizes->eax & 0xffU;
+        // The VMM may put any number there; what is shifted by it must be an address.
+        physical_address_bits_ = std::clamp(sizes->eax & 0xffU, 32U, 52U);
     }
     if (const CpuidEntry* const vendor = find(0, 0)) {
         is_intel_ = has_vendor(*vendor, "GenuineIntel");

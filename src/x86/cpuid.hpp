@@ -112,7 +112,8 @@ public:
 
     [[nodiscard]] bool has(CpuidFeature f) const noexcept;
 
-    /// Bits of a physical address, CPUID 8000_0008h EAX[7:0]; 36 where the leaf is absent.
+    /// Bits of a physical address, CPUID 8000_0008h EAX[7:0] within 32 to 52; 36 where the leaf is
+    /// absent.
     [[nodiscard]] unsigned physical_address_bits() const noexcept { return physical_address_bits_; }
     /// Whether the vendor string is Intel's; AMD's rules apply where it is not.
     [[nodiscard]] bool is_intel() const noexcept { return is_intel_; }

@@ -297,6 +297,72 @@ TEST_P(VcpuTest, AnNmiIsDeliveredOnce)
     EXPECT_FALSE(vcpu.events().nmi.masked);
 }
 
+// KVM's kvm_vcpu_has_events(): a pending NMI wakes only where it may be delivered.
+TEST(Vcpu, ANmiDoesNotWakeAHandlerThatBlocksNmis)
+{
+    SmallVm small{Engine::Soft, SmallVm::Irqchip::Full};
+    small.place(8, {0x00, 0x20, 0x00, 0x00});
+    small.place(0x2000, {0xe6, 0x10, 0xf4, 0xe6, 0x11});  // out; hlt; out
+    small.place(SmallVm::code_at, {0xf4});
+    Vcpu vcpu = small.vcpu();
+    vcpu.nmi();
+    ASSERT_EQ(vcpu.run()->get_if<PortWrite>()->port, Port{0x10});
+    vcpu.nmi();
+    std::atomic<bool> done{};
+    std::thread kicks{[&done, kicker = vcpu.kicker()] {
+        while (!done) {
+            kicker.kick();
+            std::this_thread::yield();
+        }
+    }};
+    Exit exit = vcpu.run().value();
+    while (exit.is<Interrupted>() && vcpu.mp_state() != x86::MpState::Halted) {
+        exit = vcpu.run().value();
+    }
+    for (int i = 0; i < 10 && exit.is<Interrupted>(); ++i) {
+        exit = vcpu.run().value();
+    }
+    done = true;
+    kicks.join();
+    EXPECT_TRUE(exit.is<Interrupted>()) << exit.name();
+    EXPECT_EQ(vcpu.mp_state(), x86::MpState::Halted);
+}
+
+TEST(Vcpu, SettingEferAsAnMsrKeepsLma)
+{
+    SmallVm small;
+    Vcpu vcpu = small.vcpu();
+    constexpr std::uint32_t efer = 0xc000'0080;
+    vcpu.set_msr(efer, 0x500).value();
+    EXPECT_EQ(vcpu.msr(efer).value(), 0x100U);
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.cr0 |= 0x8000'0001;
+    sregs.cr4 |= 0x20;
+    sregs.efer = 0x500;
+    vcpu.set_sregs(sregs).value();
+    vcpu.set_msr(efer, 0x101).value();
+    EXPECT_EQ(vcpu.msr(efer).value(), 0x501U);
+}
+
+TEST(Vcpu, ACpuidWithAnAbsurdAddressWidthIsTakenAsFarAsAnAddressGoes)
+{
+    SmallVm small;
+    Vcpu vcpu = small.vcpu();
+    std::vector<x86::CpuidEntry> entries = small.kvm().supported_cpuid();
+    for (x86::CpuidEntry& entry : entries) {
+        entry.eax |= entry.function == 0x8000'0008 ? 0xffU : 0U;
+    }
+    vcpu.set_cpuid(entries).value();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.cr0 |= 0x8000'0001;
+    sregs.cr4 |= 0x20;
+    sregs.efer |= 0x500;
+    sregs.cr3 = std::uint64_t{1} << 51U;
+    EXPECT_TRUE(vcpu.set_sregs(sregs).has_value());
+    sregs.cr3 = std::uint64_t{1} << 52U;
+    EXPECT_FALSE(vcpu.set_sregs(sregs).has_value());
+}
+
 TEST_P(VcpuTest, AnNmiThatComesDuringAnotherWaitsForItsIret)
 {
     if (is_emulated_kvm()) {

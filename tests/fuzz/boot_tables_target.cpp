@@ -117,7 +117,7 @@ void mp_table(Input& input)
     check_sum(bytes, at, size);
     std::uint64_t entry = at + 44;
     for (unsigned left = get<std::uint16_t>(bytes, at + 34); left != 0; --left) {
-        entry += get<std::uint8_t>(bytes, entry) == 0 ? 20 : 8;
+        entry += get<std::uint8_t>(bytes, entry) == 0 ? 20U : 8U;
     }
     FUZZ_CHECK(entry == at + size);
 }

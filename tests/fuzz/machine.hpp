@@ -29,7 +29,8 @@ public:
         static constexpr std::uint64_t idt = 0x3000;
         static constexpr std::uint64_t tss = 0x4000;
         static constexpr std::uint64_t handlers = 0x6000;
-        static constexpr std::uint64_t tables = 0x3'8000;
+        static constexpr std::uint64_t data_end = 0xb000;  ///< Stacks and data up to here.
+        static constexpr std::uint64_t tables = 0x3'8000;  ///< Of pages, to the end.
     };
 
     enum class Irqchip : std::uint8_t { Absent, Present };
@@ -71,7 +72,7 @@ private:
 
     Irqchip irqchip_;
     std::byte* memory_;
-    Kvm kvm_;
+    Kvm& kvm_;
     Vm vm_;
     Vcpu vcpu_;
 };

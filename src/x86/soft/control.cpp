@@ -6,7 +6,6 @@
 /// SDM Vol. 3A "Control Registers", Vol. 2B "MOV—Move to/from Control Registers"; what a guest may
 /// set follows its CPUID, as KVM has it.
 
-#include <algorithm>
 
 #include "x86/msr.hpp"
 #include "x86/soft/descriptor.hpp"
@@ -139,8 +138,7 @@ void write_cr3(Cpu& cpu, std::uint64_t value)
             keeps = (value & no_flush) != 0U;
             value &= ~no_flush;
         }
-        const unsigned width = std::clamp(cpu.cpuid.physical_address_bits(), 32U, 52U);
-        if ((value >> width) != 0U) {
+        if ((value >> cpu.cpuid.physical_address_bits()) != 0U) {
             refuse();
         }
     } else {

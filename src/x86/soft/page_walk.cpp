@@ -32,12 +32,6 @@ constexpr std::uint64_t bits(unsigned first, unsigned last)
     return first > last ? 0 : (~std::uint64_t{0} << first) & (~std::uint64_t{0} >> (63U - last));
 }
 
-/// The VMM may put any number into CPUID.
-unsigned physical_bits(const Cpu& cpu) noexcept
-{
-    return std::clamp(cpu.cpuid.physical_address_bits(), 32U, 52U);
-}
-
 /// An entry of a paging structure that a walk has gone through.
 struct Step {
     std::byte* entry{};
@@ -57,7 +51,7 @@ public:
           cr4_(cpu.cr4),
           pae_(cr4_.get(Cr4::PAE)),
           nxe_(pae_ && Efer{cpu.efer}.get(Efer::NXE)),
-          physical_bits_(physical_bits(cpu))
+          physical_bits_(cpu.cpuid.physical_address_bits())
     {
     }
 
@@ -333,7 +327,7 @@ bool load_pdptes(Cpu& cpu, std::uint64_t cr3) noexcept
 {
     const std::uint64_t table = cr3 & 0xffff'ffe0U;
     const PhysicalMemory::Page page = physical_page(cpu, table >> 12U);
-    const unsigned width = physical_bits(cpu);
+    const unsigned width = cpu.cpuid.physical_address_bits();
     const std::uint64_t reserved = bits(1, 2) | bits(5, 8) | bits(width, 63);
     std::array<std::uint64_t, 4> loaded{};
     for (std::size_t index = 0; index < loaded.size(); ++index) {
