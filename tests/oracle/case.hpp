@@ -106,9 +106,8 @@ struct Outcome {
 using Arena = std::array<std::uint8_t, arena_bytes>;
 
 /// Notes where `now` differs from `before`, and makes it equal again.  True if code was changed.
-[[gnu::no_sanitize("address", "undefined")]] inline bool take_changes(std::uint8_t* now,
-                                                                      const std::uint8_t* before,
-                                                                      Outcome& outcome)
+__attribute__((no_sanitize("address", "undefined"))) inline bool
+take_changes(std::uint8_t* now, const std::uint8_t* before, Outcome& outcome)
 {
     constexpr std::uint32_t block = 1024;
     bool code_changed = false;
