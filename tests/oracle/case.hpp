@@ -106,18 +106,17 @@ struct Outcome {
 using Arena = std::array<std::uint8_t, arena_bytes>;
 
 /// Notes where `now` differs from `before`, and makes it equal again.  True if code was changed.
-[[gnu::no_sanitize("address", "undefined")]] inline bool take_changes(std::uint8_t* now,
-                                                                      const std::uint8_t* before,
-                                                                      Outcome& outcome)
+__attribute__((no_sanitize("address", "undefined"))) inline bool
+take_changes(std::uint8_t* now, const std::uint8_t* before, Outcome& outcome)
 {
-    constexpr std::uint32_t line = 64;
+    constexpr std::uint32_t block = 1024;
     bool code_changed = false;
     outcome.changes_count = 0;
-    for (std::uint32_t at = 0; at < arena_writable_bytes; at += line) {
-        if (__builtin_memcmp(now + at, before + at, line) == 0) [[likely]] {
+    for (std::uint32_t at = 0; at < arena_writable_bytes; at += block) {
+        if (__builtin_memcmp(now + at, before + at, block) == 0) [[likely]] {
             continue;
         }
-        for (std::uint32_t word = at; word < at + line; word += 8) {
+        for (std::uint32_t word = at; word < at + block; word += 8) {
             std::uint64_t value = 0;
             std::uint64_t old = 0;
             __builtin_memcpy(&value, now + word, 8);

@@ -64,8 +64,10 @@ public:
         }
         exception();
         registers();
-        vectors();
-        x87();
+        if (!(verdict_.partial_fpu && is_exception(native_))) {
+            vectors();
+            x87();
+        }
         if (!(verdict_.partial_stores && is_exception(native_))) {
             memory();
         }

@@ -161,7 +161,7 @@ constexpr std::array slacks{
     Slack{Kind::Legacy, 0, 0xdd, 0xdd, 6, 128, false, true},        // FSAVE
     Slack{Kind::Legacy, 0, 0xdf, 0xdf, 6, 16, false, true},         // FBSTP
     Slack{Kind::Legacy, 1, 0xae, 0xae, -1, save_area, true, true},  // FXSAVE … XRSTOR
-    Slack{Kind::Legacy, 1, 0xc7, 0xc7, 4, save_area, false, true},  // XSAVEC
+    Slack{Kind::Legacy, 1, 0xc7, 0xc7, 4, save_area, true, true},   // XSAVEC
     Slack{Kind::Legacy, 1, 0xb2, 0xb2, -1, 16, false, false},       // LSS, LFS, LGS
     Slack{Kind::Legacy, 1, 0xb4, 0xb5, -1, 16, false, false},
     Slack{Kind::Legacy, 1, 0xf7, 0xf7, -1, anywhere, true, true},  // MASKMOVQ, MASKMOVDQU
@@ -202,6 +202,9 @@ void judge_faults(const Encoding& encoding, Verdict& verdict)
                          encoding.opcode <= 0xaf;
     verdict.partial_loads =
         encoding.kind == Kind::Legacy && encoding.map == 0 && encoding.opcode == 0x61;
+    verdict.partial_fpu = encoding.kind == Kind::Legacy && encoding.map == 1 &&
+                          encoding.opcode == 0xae &&
+                          (encoding.group() == 1 || encoding.group() == 5);
     verdict.repeats = repeats;
     verdict.narrow_counters = repeats && encoding.address_size && !encoding.is_32;
     verdict.several_steps =

@@ -32,6 +32,8 @@ struct Verdict {
     bool partial_stores{};
     /// POPA: of registers before one that faults, some may be loaded.
     bool partial_loads{};
+    /// FXRSTOR, XRSTOR: of the state before the fault, some may be loaded.
+    bool partial_fpu{};
     /// A string instruction that is repeated.
     bool repeats{};
     /// Repeated with 32-bit addresses in 64-bit code: RCX, RSI and RDI of one that faults, or

@@ -26,7 +26,7 @@
 #include "oracle/native_cpu.hpp"
 #include "oracle/native_stub.hpp"
 
-#define ORACLE_PLAIN [[gnu::no_sanitize("address", "undefined", "thread")]]
+#define ORACLE_PLAIN __attribute__((no_sanitize("address", "undefined", "thread")))
 
 namespace vmm::oracle {
 
@@ -274,7 +274,7 @@ private:
     Arena before_{};
 };
 
-ORACLE_PLAIN [[noreturn]] void serve(Server& server, Batch& batch)
+[[noreturn]] ORACLE_PLAIN void serve(Server& server, Batch& batch)
 {
     for (std::uint32_t seen = batch.done.load(std::memory_order_acquire);;) {
         const std::uint32_t posted = batch.posted.load(std::memory_order_acquire);

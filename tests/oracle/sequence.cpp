@@ -108,7 +108,7 @@ bool make_absolute(Code& code, std::uint64_t address, bool is_32)
     const std::size_t displacement = mod == 1 ? 1 : (mod == 2 || base == 5 ? 4 : 0);
     const std::size_t immediate = at + 1 + (has_sib ? 1U : 0U) + displacement;
     std::vector<std::uint8_t> bytes{code.bytes.begin(), code.bytes.begin() + static_cast<long>(at)};
-    bytes.push_back(static_cast<std::uint8_t>((insn.group << 3U) | (is_32 ? 5U : 4U)));
+    bytes.push_back(static_cast<std::uint8_t>((unsigned{insn.group} << 3U) | (is_32 ? 5U : 4U)));
     if (!is_32) {
         bytes.push_back(0x25);
     }

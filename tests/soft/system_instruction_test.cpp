@@ -247,7 +247,7 @@ TEST(SystemInstruction, LarLslVerrVerw)
     const auto verw = [&](std::uint16_t selector) { return run(0x00, 0xe8, selector); };
     machine.set_protected(0);
     EXPECT_TRUE(lar(code0));
-    EXPECT_EQ(cpu.gpr[Rbx], 0xc0'9b00U);
+    EXPECT_EQ(cpu.gpr[Rbx], 0xcf'9b00U);
     EXPECT_TRUE(lar(absent_data0)) << "absent is no obstacle";
     EXPECT_FALSE(lar(0));
     EXPECT_EQ(cpu.gpr[Rbx], 0x1111U);
