@@ -28,7 +28,7 @@ public:
         }
     }
 
-    void segment(const std::string& name, const Segment& a, const Segment& b, bool in_long_mode)
+    void segment(const std::string& name, const Segment& a, const Segment& b, const CpuState& state)
     {
         field(name + ".selector", a.selector, b.selector);
         const bool a_unusable = a.unusable != 0 || a.present == 0;
@@ -36,14 +36,16 @@ public:
         field(name + ".unusable", a_unusable, b_unusable);
         if (a_unusable || b_unusable) {
             // In 64-bit mode the bases of FS and GS count all the same.
-            if (in_long_mode && (name == "fs" || name == "gs")) {
+            if (Efer{state.efer}.get(Efer::LMA) && (name == "fs" || name == "gs")) {
                 field(name + ".base", a.base, b.base);
             }
             return;
         }
         field(name + ".base", a.base, b.base);
         field(name + ".limit", a.limit, b.limit);
-        field(name + ".type", a.type, b.type);
+        if (Cr0{state.cr0}.get(Cr0::PE)) {
+            field(name + ".type", a.type, b.type);
+        }
         field(name + ".dpl", a.dpl, b.dpl);
         field(name + ".s", a.s, b.s);
         field(name + ".db", a.db, b.db);
@@ -92,12 +94,11 @@ std::string differences(const CpuState& a, const CpuState& b)
     }
     out.field("rip", a.rip, b.rip);
     out.field("rflags", a.rflags, b.rflags);
-    const bool in_long_mode = Efer{a.efer}.get(Efer::LMA);
     for (std::size_t i = 0; i < segment_names.size(); ++i) {
-        out.segment(segment_names[i], a.seg[i], b.seg[i], in_long_mode);
+        out.segment(segment_names[i], a.seg[i], b.seg[i], a);
     }
-    out.segment("ldt", a.ldt, b.ldt, in_long_mode);
-    out.segment("tr", a.tr, b.tr, in_long_mode);
+    out.segment("ldt", a.ldt, b.ldt, a);
+    out.segment("tr", a.tr, b.tr, a);
     out.field("gdt.base", a.gdt.base, b.gdt.base);
     out.field("gdt.limit", a.gdt.limit, b.gdt.limit);
     out.field("idt.base", a.idt.base, b.idt.base);

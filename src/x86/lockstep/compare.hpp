@@ -14,8 +14,9 @@
 namespace vmm::x86::lockstep {
 
 /// One line for each field that differs in a way software could see; empty if none does.  Not
-/// compared: the granularity and the attributes of unusable segments, which engines keep
-/// differently, and which of STI and MOV SS cast an interrupt shadow, which SVM does not tell.
+/// compared: the granularity, the attributes of unusable segments and the types of
+/// segments in real mode, which engines keep differently, and which of STI and MOV SS cast an
+/// interrupt shadow, which SVM does not tell.
 [[nodiscard]] std::string differences(const CpuState& leader, const CpuState& follower);
 
 /// General and control registers and segments, as in a crash dump.

@@ -229,7 +229,11 @@ public:
     {
         return false;
     }
-    void request_exit() noexcept override { leader_->request_exit(); }
+    void request_exit() noexcept override
+    {
+        leader_->request_exit();
+        follower_->request_exit();
+    }
     bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override
     {
         return leader_->translate(linear, gpa);
@@ -338,8 +342,11 @@ private:
     /// Runs the follower to where the leader is.
     bool follow(const EngineExit& led) noexcept
     {
+        constexpr unsigned patience = 500;
         const EngineExit* followed = &follower_->enter();
-        while (followed->reason == Reason::Interrupted) {
+        for (unsigned kicks = 0; followed->reason == Reason::Interrupted && kicks < patience;
+             ++kicks) {
+            // A kick meant for the leader: the follower has its exit still to come.
             followed = &follower_->enter();
         }
         led_ = &led;
@@ -373,10 +380,10 @@ private:
         }
         constexpr std::uint64_t often = 1024;
         if (exits_ < 16 || exits_ % often == 0 || led_->reason == Reason::Halt) {
-            if (const auto at = shadow_->first_difference()) {
-                found += fmt::format("  memory at guest-physical {:#x}: {:02x} | {:02x}\n", *at,
-                                     fmt::join(bytes_at(memory_, *at, 8), " "),
-                                     fmt::join(bytes_at(*shadow_, *at, 8), " "));
+            constexpr std::size_t most_words = 8;
+            for (const ShadowMemory::Word& word : shadow_->differences(most_words)) {
+                found += fmt::format("  memory {:#x} {:#x} | {:#x}\n", word.gpa, word.original,
+                                     word.shadow);
             }
         }
         return found.empty() || differ(found);

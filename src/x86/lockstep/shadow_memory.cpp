@@ -88,8 +88,9 @@ void ShadowMemory::copy_all() noexcept
     }
 }
 
-std::optional<std::uint64_t> ShadowMemory::first_difference() noexcept
+std::vector<ShadowMemory::Word> ShadowMemory::differences(std::size_t most)
 {
+    std::vector<Word> found;
     constexpr std::uint64_t accessed = 1U << 5U;
     const std::lock_guard lock{mutex_};
     for (const Shadow& each : shadows_) {
@@ -102,13 +103,13 @@ std::optional<std::uint64_t> ShadowMemory::first_difference() noexcept
                 std::uint32_t theirs = 0;
                 std::memcpy(&ours, each.original.host + at, sizeof ours);
                 std::memcpy(&theirs, each.bytes.get() + at, sizeof theirs);
-                if (((ours ^ theirs) & ~accessed) != 0) {
-                    return each.original.gpa + at;
+                if (((ours ^ theirs) & ~accessed) != 0 && found.size() < most) {
+                    found.push_back({each.original.gpa + at, ours, theirs});
                 }
             }
         }
     }
-    return std::nullopt;
+    return found;
 }
 
 }  // namespace vmm::x86::lockstep

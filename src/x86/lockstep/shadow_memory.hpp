@@ -7,18 +7,15 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "x86/engine.hpp"
 
 namespace vmm::x86::lockstep {
 
-/// Thread safety: all members from any thread, except that `copy_all()` and `first_difference()`
+/// Thread safety: all members from any thread, except that `copy_all()` and `differences()`
 /// want both engines to stand still.
 class ShadowMemory final : public PhysicalMemory, public MemorySlots {
 public:
@@ -35,9 +32,15 @@ public:
     void copy(std::uint64_t gpa, std::uint64_t size_bytes) noexcept;
     void copy_all() noexcept;
 
-    /// Where the two memories differ first, if they do; an accessed bit that one page walk set and
-    /// the other did not does not count, since a processor may set it when it likes.
-    [[nodiscard]] std::optional<std::uint64_t> first_difference() noexcept;
+    /// The 32-bit words in which the two memories differ, `most` at most; an accessed bit that one
+    /// page walk set and the other did not does not count, since a processor may set it when it
+    /// likes.
+    struct Word {
+        std::uint64_t gpa{};
+        std::uint32_t original{};
+        std::uint32_t shadow{};
+    };
+    [[nodiscard]] std::vector<Word> differences(std::size_t most);
 
 private:
     struct Unmap {
