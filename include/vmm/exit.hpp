@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -82,6 +83,12 @@ struct EntryFailure {
     std::uint64_t hardware_reason;
 };
 
+/// Two engines in lockstep (`KvmOptions::lockstep`) differ.  The vCPU goes no further.
+struct Difference {
+    /// What differs, both states, and the code around; for a human, many lines.
+    std::string_view report;
+};
+
 namespace core {
 class VcpuCore;
 }
@@ -100,7 +107,8 @@ public:
                                 Interrupted,
                                 IrqWindow,
                                 InternalError,
-                                EntryFailure>;
+                                EntryFailure,
+                                Difference>;
 
     Exit(Reason reason, core::VcpuCore* vcpu) noexcept : reason_{reason}, vcpu_{vcpu} {}
 

@@ -84,6 +84,12 @@ struct KvmOptions {
     /// What the `kvm` engine interrupts KVM_RUN with; 0 is SIGRTMAX.  It is blocked in a thread
     /// while that is in `Vcpu::run()` and is never delivered, so no handler is installed or needed.
     int kick_signal{};
+    /// A second engine that runs the same guest on a copy of its memory and is compared with the
+    /// first at every exit; the first difference is an exit, `Difference`.  For finding errors in
+    /// engines.  One vCPU; a guest must not look at a TSC that an engine has from the hardware
+    /// (RDTSC on `kvm`), and gets interrupts only where it has left the engines, so one that waits
+    /// for one in a loop without any access waits longer than it should.
+    std::optional<Engine> lockstep{};
 };
 
 /// An opened engine.  Move-only; virtual machines created from it may outlive it.

@@ -2,33 +2,74 @@
 
 #include "core/engines.hpp"
 
+#include <utility>
+
 #include <fmt/format.h>
 
 #include "x86/cpuid.hpp"
 #include "x86/kvm/engine.hpp"
+#include "x86/lockstep/engine.hpp"
 #include "x86/soft/engine.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::core {
 
-Result<std::unique_ptr<x86::EngineVm>> create_engine_vm(const KvmOptions& options,
-                                                        GuestPhysical& memory)
+namespace {
+
+Result<std::unique_ptr<x86::EngineVm>> create_one(Engine engine,
+                                                  int kick_signal,
+                                                  x86::PhysicalMemory& pages,
+                                                  x86::MemorySlots& slots)
 {
-    switch (options.engine) {
-    case Engine::Soft: return x86::soft::create_soft_vm(memory);
-    case Engine::Kvm: return x86::kvm::create_kvm_vm(memory, options.kick_signal);
+    switch (engine) {
+    case Engine::Soft: return x86::soft::create_soft_vm(pages);
+    case Engine::Kvm: return x86::kvm::create_kvm_vm(slots, kick_signal);
     case Engine::Auto:
     case Engine::Svm:
     case Engine::Vmx: break;
     }
     return Error{std::errc::no_such_device,
-                 fmt::format("this version of vmm has no engine {}", name(options.engine))};
+                 fmt::format("this version of vmm has no engine {}", name(engine))};
 }
 
-std::vector<x86::CpuidEntry> supported_cpuid(Engine engine)
+/// Speculation control is the host CPU's on one engine and the library's on another.
+void withdraw_speculation_control(std::vector<x86::CpuidEntry>& offer)
+{
+    for (x86::CpuidEntry& entry : offer) {
+        if (entry.function == 7 && entry.index == 0) {
+            entry.edx &= (1U << 10U) - 1U;
+        } else if (entry.function == 0x8000'0008) {
+            entry.ebx = 0;
+        } else if (entry.function == 0x8000'0021) {
+            entry.eax = 0;
+        }
+    }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<x86::EngineVm>> create_engine_vm(const KvmOptions& options,
+                                                        GuestPhysical& memory)
+{
+    VMM_TRY(auto engine, create_one(options.engine, options.kick_signal, memory, memory));
+    if (!options.lockstep) {
+        return engine;
+    }
+    const auto make_follower = [&](x86::PhysicalMemory& pages, x86::MemorySlots& slots) {
+        return create_one(*options.lockstep, options.kick_signal, pages, slots);
+    };
+    return x86::lockstep::create_lockstep_vm(std::move(engine), memory, make_follower);
+}
+
+std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)
 {
     const std::uint32_t khz = x86::host_tsc_khz();
-    return engine == Engine::Kvm ? x86::kvm::supported_cpuid(khz) : x86::supported_cpuid(khz);
+    const bool on_kvm = options.engine == Engine::Kvm || options.lockstep == Engine::Kvm;
+    auto offer = on_kvm ? x86::kvm::supported_cpuid(khz) : x86::supported_cpuid(khz);
+    if (options.lockstep && options.lockstep != options.engine) {
+        withdraw_speculation_control(offer);
+    }
+    return offer;
 }
 
 }  // namespace vmm::core

@@ -18,7 +18,7 @@ namespace vmm::core {
 [[nodiscard]] Result<std::unique_ptr<x86::EngineVm>> create_engine_vm(const KvmOptions& options,
                                                                       GuestPhysical& memory);
 
-/// All that a guest may be offered on this engine.
-[[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(Engine engine);
+/// All that a guest may be offered.
+[[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options);
 
 }  // namespace vmm::core

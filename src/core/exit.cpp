@@ -15,7 +15,8 @@ const char* Exit::name() const noexcept
         [](const Interrupted&) { return "interrupted"; },
         [](const IrqWindow&) { return "irq window"; },
         [](const InternalError&) { return "internal error"; },
-        [](const EntryFailure&) { return "entry failure"; }});
+        [](const EntryFailure&) { return "entry failure"; },
+        [](const Difference&) { return "difference"; }});
 }
 
 void Exit::complete() const noexcept

@@ -29,6 +29,19 @@ int limit(Engine engine, int ours, int x86::kvm::Limits::*theirs)
     return ours;
 }
 
+/// An engine asked for by name must work, or the answer says why it does not.
+Result<void> check_by_name(Engine engine)
+{
+    const EngineReport report = core::probe_engine(engine);
+    if (report.usable) {
+        return success;
+    }
+    return Error{
+        std::errc::no_such_device,
+        fmt::format("engine {} does not work here: {}; {}", name(engine), report.reason,
+                    report.fix.empty() ? "use engine soft or auto" : "to mend it, " + report.fix)};
+}
+
 }  // namespace
 
 Kvm::Kvm(Kvm&&) noexcept = default;
@@ -37,15 +50,11 @@ Kvm::~Kvm() = default;
 
 Result<Kvm> Kvm::open(const KvmOptions& options)
 {
+    if (options.lockstep) {
+        VMM_TRY_VOID(check_by_name(*options.lockstep));
+    }
     if (options.engine != Engine::Auto) {
-        const EngineReport report = core::probe_engine(options.engine);
-        if (!report.usable) {
-            return Error{std::errc::no_such_device,
-                         fmt::format("engine {} does not work here: {}; {}", name(options.engine),
-                                     report.reason,
-                                     report.fix.empty() ? "use engine soft or auto"
-                                                        : "to mend it, " + report.fix)};
-        }
+        VMM_TRY_VOID(check_by_name(options.engine));
         return Kvm{options};
     }
     EngineReport report;
@@ -109,7 +118,7 @@ int Kvm::check_extension(Capability capability) const noexcept
 
 std::vector<x86::CpuidEntry> Kvm::supported_cpuid() const
 {
-    return core::supported_cpuid(options_.engine);
+    return core::supported_cpuid(options_);
 }
 
 std::vector<std::uint32_t> Kvm::msr_index_list() const

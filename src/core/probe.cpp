@@ -58,7 +58,7 @@ Result<Run> run_probe_guest(Engine engine)
                                             .size_bytes = core::probe_guest_memory,
                                             .host = memory.get()}));
     VMM_TRY(Vcpu vcpu, vm.create_vcpu(0));
-    VMM_TRY_VOID(vcpu.set_cpuid(core::supported_cpuid(engine)));
+    VMM_TRY_VOID(vcpu.set_cpuid(core::supported_cpuid({.engine = engine})));
     x86::Sregs sregs = vcpu.sregs();
     sregs.cs.selector = 0;
     sregs.cs.base = 0;

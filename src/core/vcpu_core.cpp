@@ -321,6 +321,7 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
     case EngineExit::Reason::Shutdown: return Shutdown{};
     case EngineExit::Reason::InternalError:
         return InternalError{{exit.instruction.data(), exit.instruction_size}};
+    case EngineExit::Reason::Difference: return Difference{exit.report};
     case EngineExit::Reason::EntryFailure: return EntryFailure{exit.hardware_reason};
     case EngineExit::Reason::MsrRead:
     case EngineExit::Reason::MsrWrite: break;  // read_msr() and write_msr() never say ToUser.

@@ -64,7 +64,6 @@ public:
     [[nodiscard]] x86::MpState mp_state() noexcept;
     Result<void> set_mp_state(x86::MpState state);
     [[nodiscard]] x86::irqchip::LocalApic* lapic() noexcept { return lapic_.get(); }
-    [[nodiscard]] std::uint64_t apic_base() const noexcept;
     [[nodiscard]] std::optional<Gpa> translate(Gva linear) noexcept;
     Result<void> interrupt(std::uint8_t vector);
     [[nodiscard]] bool ready_for_interrupt_injection() noexcept;
@@ -83,6 +82,7 @@ public:
     x86::MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept override;
     void write_cr8(std::uint64_t value) noexcept override;
     std::uint64_t read_cr8() noexcept override;
+    std::uint64_t apic_base() noexcept override;
     std::uint64_t guest_tsc() noexcept override;
     void hypercall(x86::CpuState& state) noexcept override;
 

@@ -340,7 +340,7 @@ Result<void> VcpuCore::set_mp_state(x86::MpState wanted)
     return success;
 }
 
-std::uint64_t VcpuCore::apic_base() const noexcept
+std::uint64_t VcpuCore::apic_base() noexcept
 {
     return lapic_ != nullptr ? lapic_->apic_base() : apic_base_;
 }

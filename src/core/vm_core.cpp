@@ -93,8 +93,10 @@ memory::MemoryRegion slot_as_it_is(const memory::MemslotTable<>& slots,
 
 }  // namespace
 
-VmCore::VmCore(Engine engine, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz)
-    : kind_{engine},
+VmCore::VmCore(const KvmOptions& options,
+               std::shared_ptr<EventLoop> event_loop,
+               std::uint32_t tsc_khz)
+    : options_{options},
       event_loop_{std::move(event_loop)},
       tsc_khz_{tsc_khz},
       created_tsc_{x86::read_host_tsc()},
@@ -107,14 +109,14 @@ VmCore::~VmCore() = default;
 Result<std::shared_ptr<VmCore>> VmCore::create(const KvmOptions& options)
 {
     VMM_TRY(auto loop, shared_event_loop());
-    std::shared_ptr<VmCore> vm{new VmCore{options.engine, std::move(loop), x86::host_tsc_khz()}};
+    std::shared_ptr<VmCore> vm{new VmCore{options, std::move(loop), x86::host_tsc_khz()}};
     VMM_TRY(vm->engine_, create_engine_vm(options, vm->physical_));
     return vm;
 }
 
 std::vector<x86::CpuidEntry> VmCore::supported_cpuid() const
 {
-    return core::supported_cpuid(kind_);
+    return core::supported_cpuid(options_);
 }
 
 Result<void> VmCore::set_user_memory_region(const memory::MemoryRegion& region)

@@ -81,9 +81,9 @@ public:
     MmioBus mmio_bus;
 
 private:
-    VmCore(Engine engine, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
+    VmCore(const KvmOptions& options, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
 
-    const Engine kind_;
+    const KvmOptions options_;
     std::shared_ptr<EventLoop> event_loop_;
     std::uint32_t tsc_khz_;
     std::uint64_t created_tsc_;

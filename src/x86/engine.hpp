@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "vmm/address.hpp"
@@ -102,6 +103,13 @@ public:
     virtual void write_cr8(std::uint64_t value) noexcept = 0;
     virtual std::uint64_t read_cr8() noexcept = 0;
 
+    /// IA32_APIC_BASE, for an engine whose CPUID shows whether the APIC is enabled.
+    virtual std::uint64_t apic_base() noexcept
+    {
+        constexpr std::uint64_t enabled_bootstrap = 0xfee0'0900;
+        return enabled_bootstrap;
+    }
+
     /// The time-stamp counter the guest sees.
     virtual std::uint64_t guest_tsc() noexcept = 0;
 
@@ -125,6 +133,7 @@ struct EngineExit {
         NmiWindow,
         InternalError,  ///< The engine met an instruction that it knows no way to run.
         EntryFailure,   ///< The host refused to run the state; `hardware_reason` says why.
+        Difference,     ///< Two engines in lockstep differ; `report` says in what.
     };
 
     Reason reason{};
@@ -139,6 +148,7 @@ struct EngineExit {
     std::array<std::uint8_t, 15> instruction{};  ///< InternalError: the bytes at RIP.
     std::uint8_t instruction_size{};
     std::uint64_t hardware_reason{};  ///< EntryFailure.
+    std::string_view report{};        ///< Difference.
 };
 
 /// Parts of `CpuState` that an engine may keep elsewhere until they are asked for.

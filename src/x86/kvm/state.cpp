@@ -305,12 +305,7 @@ bool KvmVcpu::store_segments() noexcept
     s.cr4 = state_.cr4;
     s.cr8 = host_.read_cr8();
     s.efer = state_.efer;
-    std::uint64_t apic_base = 0;
-    if (host_.read_msr(msr::apic_base, apic_base) != MsrResult::Done) {
-        constexpr std::uint64_t reset = 0xfee0'0900;
-        apic_base = reset;
-    }
-    s.apic_base = apic_base;
+    s.apic_base = host_.apic_base();
     return ::ioctl(fd_.get(), KVM_SET_SREGS, &s) == 0;
 }
 

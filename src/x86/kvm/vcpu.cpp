@@ -222,8 +222,8 @@ KvmVcpu::Next KvmVcpu::handle_msr() noexcept
     const bool is_write = run_->exit_reason == KVM_EXIT_X86_WRMSR;
     const std::uint32_t index = run_->msr.index;
     run_->msr.error = 0;
-    if (has_msr(index)) {
-        // KVM keeps these, and has refused.
+    if (vm_->keeps_msr(index)) {
+        // It has refused the value, or has no such MSR for this guest.
         run_->msr.error = 1;
         return Next::Run;
     }

@@ -2,6 +2,7 @@
 
 #include "x86/kvm/vm.hpp"
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <utility>
@@ -104,6 +105,12 @@ Result<std::shared_ptr<KvmVm>> KvmVm::create(MemorySlots& memory, int kick_signa
             control(kvm, KVM_GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE", 0UL));
     VMM_TRY_VOID(configure(kvm, vm));
     return std::make_shared<KvmVm>(std::move(vm), run_size, memory, kick_signal);
+}
+
+bool KvmVm::keeps_msr(std::uint32_t index) noexcept
+{
+    return std::any_of(kept_msrs.begin(), kept_msrs.end(),
+                       [&](const MsrRange& range) { return index - range.first < range.count; });
 }
 
 Result<void> KvmVm::set(const Region& region) noexcept

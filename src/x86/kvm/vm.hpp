@@ -30,6 +30,8 @@ public:
     }
 
     [[nodiscard]] const UniqueFd& fd() const noexcept { return fd_; }
+    /// Whether the MSR is KVM's to answer, not the core's.
+    [[nodiscard]] static bool keeps_msr(std::uint32_t index) noexcept;
     [[nodiscard]] int run_size() const noexcept { return run_size_; }
     [[nodiscard]] int kick_signal() const noexcept { return kick_signal_; }
 

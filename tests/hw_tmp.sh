@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs a program in a machine with hardware virtualization, on a machine that has none.
+# `tests/hardware.sh --help` says how.
+#
+# The machine is an emulated one (AMD SVM by QEMU's TCG, Intel VMX by Bochs) with Debian's kernel and an initramfs made
+# for the run: busybox, tests/hardware/init, the kernel modules, the program with the libraries that it is linked to.
+# The first serial line is the kernel's console, the second carries what the program prints, and its status.
+
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# shellcheck source=../cmake/packages.sh
+source "$root/cmake/packages.sh"
+# shellcheck source=../cmake/guest.sh
+source "$root/cmake/guest.sh"
+
+usage() {
+    cat <<'END'
+tests/hardware.sh svm|vmx [OPTION…] -- COMMAND…
+
+  svm                an AMD CPU with SVM, by QEMU; user space is there in some 5 to 20 seconds
+  vmx                an Intel CPU with VMX, by Bochs; takes some minutes
+  --cpus N           number of CPUs of an svm machine (2); a vmx machine has one
+  --memory SIZE      its memory, in MiB (1024)
+  --modules LIST     kernel modules to load, with what they need (kvm_amd or kvm_intel; '' for none)
+  --file FILE        a file to have in the machine, below /vmm; a program with its libraries.  Repeatable.
+  --console FILE     where the kernel's console goes (discarded)
+  --timeout SECONDS  the most it may take (svm 600, vmx 3600)
+
+COMMAND is a line for the machine's shell.  Its first word, if it is a program here, is taken along like a --file.
+Its output is this script's, its exit status too; 125 if the machine came to no end.
+END
+}
+
+machine=${1:-}
+case $machine in
+svm) modules=kvm_amd seconds=600 ;;
+vmx) modules=kvm_intel seconds=3600 ;;
+--help | -h)
+    usage
+    exit 0
+    ;;
+*) die "the machine is svm or vmx, not '$machine'; see --help" ;;
+esac
+shift
+cpus=2
+memory=1024
+files=()
+console=/dev/null
+while [[ $# -gt 0 && $1 != -- ]]; do
+    [[ $# -ge 2 ]] || die "$1 is no option with a value; see --help"
+    case $1 in
+    --cpus) cpus=$2 ;;
+    --memory) memory=$2 ;;
+    --modules) modules=$2 ;;
+    --file) files+=("$2") ;;
+    --console) console=$2 ;;
+    --timeout) seconds=$2 ;;
+    *) die "unknown option '$1'; see --help" ;;
+    esac
+    shift 2
+done
+[[ $# -ge 2 ]] || die "no command after '--'; see --help"
+shift
+command=("$@")
+if [[ -f ${command[0]} ]]; then
+    files+=("${command[0]}")
+    command[0]=/vmm/${command[0]##*/}
+fi
+
+packages=(cpio kmod busybox-static)
+case $machine in
+svm) packages+=(qemu-system-x86) ;;
+vmx) packages+=(bochs bochs-term bochsbios vgabios isolinux syslinux-common genisoimage bsdutils) ;;
+esac
+install_missing "${packages[@]}"
+[[ -z ${VMM_KERNEL:-} ]] || die "VMM_KERNEL has no modules beside it: unset it"
+find_kernel
+find_busybox
+
+work=$(mktemp -d)
+child=
+cleanup() {
+    [[ -z $child ]] || kill "$child" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# ---- The initramfs --------------------------------------------------------------------------------------
+
+tree=$work/tree
+mkdir -p "$tree"/{bin,sbin,usr/bin,usr/sbin,dev,etc,proc,root,run,sys,tmp,vmm,lib,lib64}
+install -m 755 "$busybox" "$tree/bin/busybox"
+link_busybox "$tree"
+install -m 755 "$root/tests/hardware/init" "$tree/init"
+echo 'root:x:0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
+
+# add_file FILE: into /vmm; what it is linked to goes where the loader finds it.
+add_file() {
+    [[ -r $1 ]] || die "cannot read '$1'"
+    cp -L "$1" "$tree/vmm/${1##*/}"
+    local library
+    for library in $(ldd "$1" 2>/dev/null | grep -oE '/[^ ]+' || true); do
+        mkdir -p "$tree/${library%/*}"
+        cp -Lu "$library" "$tree/$library"
+    done
+}
+for file in "${files[@]}"; do
+    add_file "$file"
+done
+
+version=${kernel##*/vmlinuz-}
+depmod -b "$guest/kernel" "$version"
+: >"$tree/vmm/modules"
+for module in $modules; do
+    modprobe -d "$guest/kernel" -S "$version" --show-depends "$module" >"$work/depends" ||
+        die "Debian's kernel $version has no module '$module'"
+    while read -r _ path _; do
+        [[ -f $tree/vmm/${path##*/} ]] || echo "/vmm/${path##*/}" >>"$tree/vmm/modules"
+        cp "$path" "$tree/vmm/"
+    done <"$work/depends"
+done
+printf '%s\n' "${command[*]}" >"$tree/vmm/command"
+(cd "$tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) | gzip -1 >"$work/initrd"
+
+# ---- The machine ----------------------------------------------------------------------------------------
+
+append="console=ttyS0,115200 loglevel=4 panic=-1 nokaslr"
+output=$work/output
+: >"$output"
+
+run_svm() {
+    timeout "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -m "$memory" -smp "$cpus" \
+        -kernel "$kernel" -initrd "$work/initrd" -append "$append" -nodefaults -display none -no-reboot \
+        -serial "file:$console" -serial "file:$output" </dev/null 2>/tmp/k/qemu.log # Mostly what TCG does without.
+}
+
+run_vmx() {
+    local iso=$work/iso
+    mkdir -p "$iso"
+    cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$iso"
+    cp "$kernel" "$iso/vmlinuz"
+    cp "$work/initrd" "$iso/initrd"
+    printf 'DEFAULT linux\nLABEL linux\n KERNEL vmlinuz\n APPEND initrd=initrd %s\n' "$append" >"$iso/isolinux.cfg"
+    genisoimage -quiet -o "$work/boot.iso" -b isolinux.bin -c boot.cat -no-emul-boot -boot-load-size 4 \
+        -boot-info-table "$iso"
+    cat >"$work/bochsrc" <<END
+plugin_ctrl: serial=true
+cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0
+memory: guest=$memory, host=$memory
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
+ata0-master: type=cdrom, path=$work/boot.iso, status=inserted
+boot: cdrom
+display_library: term
+com1: enabled=1, mode=file, dev=$console
+com2: enabled=1, mode=file, dev=$output
+clock: sync=none
+sound: driver=dummy
+speaker: enabled=0
+log: $work/bochs.log
+panic: action=fatal
+END
+    echo c >"$work/bochs.rc"
+    # Its display needs a terminal.
+    TERM=xterm timeout "$seconds" script -qefc "bochs -q -f $work/bochsrc -rc $work/bochs.rc" /dev/null \
+        </dev/null >/dev/null 2>&1
+}
+
+"run_$machine" &
+child=$!
+# What the program prints, as it comes; the carriage returns are the line's, not its.
+tail -n +1 -f --pid="$child" -s 0.2 "$output" | tr -d '\r' | while IFS= read -r line; do
+    case $line in
+    'vmm-status: '*) echo "${line#*: }" >"$work/status" ;;
+    *) printf '%s\n' "$line" ;;
+    esac
+done
+wait "$child" || true
+child=
+if [[ ! -s $work/status ]]; then
+    grep -hvs "TCG doesn't support requested feature" "$work"/*.log | tail -n 5 >&2 || true
+    say "${0##*/}: the $machine machine came to no end in $seconds s; --console FILE shows what its kernel says"
+    exit 125
+fi
+exit "$(<"$work/status")"

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// What a CPU does beyond its instructions' results, with KVM as the judge: generated guests run on
+// `soft` and on `kvm` in lockstep.
+//
+//     VMM_SYSTEM_GUESTS=100000 VMM_SYSTEM_SEED=1 vmm_system_tests
+//
+// sets how many and from which seed; VMM_SYSTEM_JUDGE=qemu says that the KVM is the one
+// of the QEMU machine, whose CPU is no judge of some things (machine.cpp).
+//
+// A difference is printed with the guest reduced to the pieces that it needs, and its seed.
+
+#include <cstdlib>
+#include <iostream>
+#include <map>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "effort.hpp"
+#include "oracle/system/explained.hpp"
+#include "oracle/system/machine.hpp"
+
+namespace vmm::oracle {
+namespace {
+
+constexpr const char* mode_names[] = {"real",          "protected", "PAE",
+                                      "32-bit paging", "long",      "compatibility"};
+
+std::string describe(std::uint64_t seed, const Guest& guest, const std::string& report)
+{
+    std::string out =
+        fmt::format("seed {}, {} mode\n", seed, mode_names[static_cast<int>(guest.mode)]);
+    for (const Piece& piece : guest.pieces) {
+        out += fmt::format("  {:02x}  {}\n", fmt::join(piece.bytes, " "), piece.name);
+    }
+    return out + report;
+}
+
+TEST(SystemOracle, SoftDoesWhatKvmDoes)
+{
+    if (const auto kvm = Kvm::open({.engine = Engine::Kvm}); !kvm) {
+        GTEST_SKIP() << kvm.error().message();
+    }
+    const std::uint64_t count = test::effort("VMM_SYSTEM_GUESTS", 400);
+    const std::uint64_t first = test::effort("VMM_SYSTEM_SEED", 1);
+    const std::uint64_t permitted = test::effort("VMM_SYSTEM_DIFFERENCES", 5);
+    Machine machine{Engine::Soft, Engine::Kvm};
+    std::map<Outcome::Kind, std::uint64_t> outcomes;
+    std::map<std::string, std::uint64_t> explained;
+    std::uint64_t unexplained = 0;
+    std::uint64_t ran = 0;
+    for (std::uint64_t seed = first; seed < first + count && unexplained < permitted; ++seed) {
+        const Guest guest = generate(seed, machine.offer());
+        if (((machine.offer().modes >> static_cast<unsigned>(guest.mode)) & 1U) == 0) {
+            continue;
+        }
+        const Outcome outcome = machine.run(guest);
+        ++ran;
+        ++outcomes[outcome.kind];
+        if (outcome.kind != Outcome::Kind::Differ) {
+            continue;
+        }
+        const Guest reduced = reduce(machine, guest);
+        const Outcome again = machine.run(reduced);
+        if (const std::string why = explanation(reduced, again.report); !why.empty()) {
+            ++explained[why];
+            continue;
+        }
+        ++unexplained;
+        ADD_FAILURE() << describe(seed, reduced, again.report);
+    }
+    std::cout << fmt::format(
+        "{} guests: {} agree, {} differ ({} unexplained), {} beyond KVM's emulator, {} endless\n",
+        ran, outcomes[Outcome::Kind::Agree], outcomes[Outcome::Kind::Differ], unexplained,
+        outcomes[Outcome::Kind::Unsupported], outcomes[Outcome::Kind::Endless]);
+    for (const auto& [why, times] : explained) {
+        std::cout << fmt::format("  {:6} {}\n", times, why);
+    }
+}
+
+}  // namespace
+}  // namespace vmm::oracle
