@@ -83,8 +83,8 @@ TEST_P(PlantedBugTest, IsFound)
 INSTANTIATE_TEST_SUITE_P(Oracle,
                          PlantedBugTest,
                          testing::ValuesIn(planted_bugs().begin(), planted_bugs().end()),
-                         [](const testing::TestParamInfo<PlantedBug>& info) {
-                             std::string name = info.param.name;
+                         [](const testing::TestParamInfo<PlantedBug>& bug) {
+                             std::string name = bug.param.name;
                              std::replace(name.begin(), name.end(), '-', '_');
                              return name;
                          });
