@@ -353,8 +353,8 @@ void Generator::randomise_state(State& state)
 
 void Generator::add_prefixes(const Row& row, Code& code)
 {
-    std::vector<std::uint8_t> prefixes;
-    prefixes.reserve(8);  // All there can be; GCC 12 warns of what it thinks of growth.
+    std::vector<std::uint8_t>& prefixes = code.bytes;
+    prefixes.reserve(32);
     const bool is_string = row.map == 0 && ((row.opcode >= 0xa4 && row.opcode <= 0xaf) ||
                                             (row.opcode >= 0x6c && row.opcode <= 0x6f));
     if (row.map == 0 ? random_.percent(25) : row.pp == 1) {
@@ -390,7 +390,6 @@ void Generator::add_prefixes(const Row& row, Code& code)
     if (random_.percent(1)) {
         prefixes.insert(prefixes.begin(), random_.below(14), 0x3e);  // Over-long.
     }
-    code.bytes = prefixes;
 }
 
 void Generator::add_vex(const Row& row, Code& code)
