@@ -170,7 +170,7 @@ private:
 
     void pass_time(Input& input)
     {
-        const std::uint64_t ns = std::min<std::uint64_t>(input.number(), 10'000'000'000);
+        const std::uint64_t ns = std::min<std::uint64_t>(input.number(), 300'000'000);
         const std::size_t before = timers_.expiries();
         timers_.advance(ns);
         // Not below 200 us an APIC's period and the PIT's; what waits may come at once.

@@ -511,14 +511,12 @@ void Machine::answer(Input& input, const Exit& exit)
 void Machine::run(Input& input, unsigned most_exits)
 {
     const Watchdog watchdog{vcpu_.kicker()};
-    unsigned kicks = 0;
-    for (unsigned exits = 0; exits < most_exits && kicks < 2; ++exits) {
+    bool kicked = false;
+    for (unsigned exits = 0; exits < most_exits && !kicked; ++exits) {
         const Result<Exit> exit = vcpu_.run();
         FUZZ_CHECK(exit.has_value());
         answer(input, *exit);
-        if (exit->is<Interrupted>()) {
-            ++kicks;
-        }
+        kicked = exit->is<Interrupted>();
         const std::uint8_t then = input.u8();
         if ((then & 1U) != 0) {
             exit->complete();

@@ -18,7 +18,7 @@ void state(Input& input)
     for (std::size_t i = 0; i < code.size(); ++i) {
         machine.memory()[Machine::code_at + i] = std::byte{code[i]};
     }
-    for (unsigned rounds = 0; rounds < 8; ++rounds) {
+    for (unsigned rounds = 0; rounds < 4; ++rounds) {
         for (std::size_t count = 1 + input.below(4); count != 0; --count) {
             machine.change_state(input);
         }

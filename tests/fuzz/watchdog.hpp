@@ -40,7 +40,7 @@ private:
         std::optional<Vcpu::Kicker> kicker_;
         std::jthread thread_{[this](const std::stop_token& stop) {
             while (!stop.stop_requested()) {
-                std::this_thread::sleep_for(std::chrono::microseconds{500});
+                std::this_thread::sleep_for(std::chrono::microseconds{200});
                 const std::lock_guard lock{mutex_};
                 if (kicker_) {
                     kicker_->kick();

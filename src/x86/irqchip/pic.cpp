@@ -401,6 +401,9 @@ void Pic::set_state(bool slave, const PicState& state) noexcept
         s.priority_add &= 7U;
         s.irq_base &= 0xf8U;
         s.init_state = s.init_state > 3U ? std::uint8_t{0} : s.init_state;
+        if (!slave) {
+            clear(s.last_irr, cascade_pin);  // Low between edges, or the slave's next is not seen.
+        }
         update_locked(effects);
     }
     perform(effects);
