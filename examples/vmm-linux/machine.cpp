@@ -249,6 +249,9 @@ void Machine::run_vcpu(vmm::Vcpu& vcpu)
         if (exit->is<vmm::Shutdown>()) {
             return stop({Outcome::Kind::TripleFault});
         }
+        if (const auto* difference = exit->get_if<vmm::Difference>()) {
+            return stop({Outcome::Kind::Stuck, 0, std::string{difference->report}});
+        }
         if (const auto* error = exit->get_if<vmm::InternalError>()) {
             return stop(
                 {Outcome::Kind::Stuck, 0,

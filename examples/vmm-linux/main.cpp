@@ -160,7 +160,8 @@ int status_of(const Outcome& outcome, bool saw_panic)
 Result<int> boot(const Options& options)
 {
     VMM_TRY(const Images images, read_images(options));
-    VMM_TRY(const vmm::Kvm kvm, vmm::Kvm::open({options.engine}));
+    VMM_TRY(const vmm::Kvm kvm,
+            vmm::Kvm::open({.engine = options.engine, .lockstep = options.lockstep}));
     VMM_TRY(const auto loop, vmm::EventLoop::create());
     Console console;
     bool opened = false;

@@ -12,12 +12,14 @@ namespace vmm_linux {
 
 const char* const usage =
     "usage: vmm-linux --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--cpus N]\n"
-    "                 [--engine auto|soft|kvm|svm|vmx] [--no-reboot]\n"
+    "                 [--engine auto|soft|kvm|svm|vmx] [--lockstep ENGINE,ENGINE] [--no-reboot]\n"
     "\n"
     "Boots a Linux kernel (bzImage, ELF vmlinux or PVH) with its console on this terminal.\n"
     "  --append   kernel command line (default: console=ttyS0)\n"
     "  --memory   RAM, with suffix K, M or G (default: 512M)\n"
     "  --cpus     1 to 255 (default: 1)\n"
+    "  --lockstep E,F   the engines E and F run the guest and are compared; the first difference "
+    "ends it\n"
     "  --no-reboot   a guest that resets ends the program, with status 0\n"
     "Ctrl-A x quits, Ctrl-A h lists the other keys.\n"
     "\n"
@@ -99,6 +101,22 @@ Result<void> set_engine(Options& options, std::string_view value)
     return vmm::success;
 }
 
+Result<void> set_lockstep(Options& options, std::string_view value)
+{
+    const std::size_t comma = value.find(',');
+    const auto first = vmm::engine_from_name(value.substr(0, comma));
+    const auto second = comma == std::string_view::npos
+                            ? std::nullopt
+                            : vmm::engine_from_name(value.substr(comma + 1));
+    if (!first || !second || *first == vmm::Engine::Auto || *second == vmm::Engine::Auto) {
+        return wrong(
+            fmt::format("--lockstep {}: give two engines by name, for example soft,kvm", value));
+    }
+    options.engine = *first;
+    options.lockstep = second;
+    return vmm::success;
+}
+
 Result<void> set_option(Options& options, std::string_view name, std::string_view value)
 {
     if (name == "--kernel") {
@@ -113,6 +131,8 @@ Result<void> set_option(Options& options, std::string_view name, std::string_vie
         return set_cpus(options, value);
     } else if (name == "--engine") {
         return set_engine(options, value);
+    } else if (name == "--lockstep") {
+        return set_lockstep(options, value);
     } else {
         return wrong(fmt::format("{}: there is no such option; try --help", name));
     }

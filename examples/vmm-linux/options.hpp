@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "vmm/vmm.hpp"
@@ -16,6 +17,7 @@ struct Options {
     std::uint64_t memory_bytes{512U << 20U};
     std::uint32_t cpus{1};
     vmm::Engine engine{vmm::Engine::Auto};
+    std::optional<vmm::Engine> lockstep{};  ///< A second engine to compare the first with.
     bool reboot{true};  ///< A guest that resets boots anew; clear: that ends the program.
     bool help{};
 };

@@ -18,6 +18,18 @@
 
 namespace vmm::test {
 
+/// A `/dev/kvm` without hardware behind it, as some cloud machines have: its emulator differs from
+/// a CPU in places.  A test that meets one skips there and says which.
+inline bool is_emulated_kvm(Engine engine)
+{
+    for (const EngineReport& report : probe_engines()) {
+        if (report.engine == engine) {
+            return engine == Engine::Kvm && !report.automatic;
+        }
+    }
+    return false;
+}
+
 /// One test body, every engine: the suite's parameter is the engine.
 class EveryEngine : public testing::TestWithParam<Engine> {
 protected:
@@ -28,17 +40,7 @@ protected:
         }
     }
     [[nodiscard]] static Engine engine() { return GetParam(); }
-    /// A `/dev/kvm` without hardware behind it, as some cloud machines have: its emulator differs
-    /// from a CPU in places.  A test that meets one skips there and says which.
-    [[nodiscard]] static bool is_emulated_kvm()
-    {
-        for (const EngineReport& report : probe_engines()) {
-            if (report.engine == engine()) {
-                return report.engine == Engine::Kvm && !report.automatic;
-            }
-        }
-        return false;
-    }
+    [[nodiscard]] static bool is_emulated_kvm() { return test::is_emulated_kvm(engine()); }
 };
 
 inline std::string engine_name(const testing::TestParamInfo<Engine>& test)
@@ -58,8 +60,12 @@ public:
     enum class Irqchip { None, Full };
 
     explicit SmallVm(Engine engine = Engine::Soft, Irqchip irqchip = Irqchip::None)
+        : SmallVm{KvmOptions{.engine = engine}, irqchip}
+    {
+    }
+    explicit SmallVm(const KvmOptions& options, Irqchip irqchip = Irqchip::None)
         : memory_{static_cast<std::byte*>(std::aligned_alloc(4096, memory_size)), &std::free},
-          kvm_{Kvm::open({engine}).value()},
+          kvm_{Kvm::open(options).value()},
           vm_{kvm_.create_vm().value()}
     {
         std::fill_n(memory_.get(), memory_size, std::byte{});

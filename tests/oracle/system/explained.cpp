@@ -36,6 +36,15 @@ bool is_resume_flag(const std::string& line)
            leader == (follower | resume) && leader != follower;
 }
 
+/// The handler's CS has the privilege bits of its gate's selector instead of the new CPL.
+bool is_requested_privilege(const std::string& line)
+{
+    unsigned leader = 0;
+    unsigned follower = 0;
+    return std::sscanf(line.c_str(), "  cs.selector %x | %x", &leader, &follower) == 2 &&
+           (leader | 3U) == (follower | 3U);
+}
+
 bool has_piece(const Guest& guest, std::string_view name)
 {
     return std::any_of(guest.pieces.begin(), guest.pieces.end(),
@@ -50,6 +59,16 @@ std::string explanation(const Guest& guest, const std::string& report)
     if (!fields.empty() && std::all_of(fields.begin(), fields.end(), is_resume_flag)) {
         return "QEMU's CPU pushes RF clear for faults (SDM Vol. 3B \"Instruction-Breakpoint "
                "Exception Condition\": it is set)";
+    }
+    if (fields.size() == 1 && is_requested_privilege(fields.front())) {
+        return "a KVM without hardware takes the RPL of a gate's selector over (SDM Vol. 3A "
+               "\"Privilege Levels\": CPL is in bits 1:0 of CS)";
+    }
+    const bool int_refused = has_piece(guest, "int n") && guest.pieces.size() == 1 &&
+                             report.find("  rip          ") != std::string::npos &&
+                             report.find("| 0x801b\n") != std::string::npos;
+    if (int_refused) {
+        return "a KVM without hardware answers INT n of an exception's vector with #GP";
     }
     const bool wrote_bad_address =
         has_piece(guest, "wrmsr") &&
