@@ -12,6 +12,7 @@
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
 #include "x86/soft/run_loop.hpp"
+#include "x86/soft/translator.hpp"
 #include "x86/soft/vm.hpp"
 
 namespace vmm::x86::soft {
@@ -83,6 +84,9 @@ private:
     void start() noexcept
     {
         vm_->enter_guest(cpu_);
+        if (cpu_.translator != nullptr) {
+            cpu_.translator->check_owner();
+        }
         cpu_.set_arithmetic_flags(cpu_.rflags);
         cpu_.gpr[zero_slot / 8] = 0;
         cpu_.gpr[carry_slot / 8] = std::uint64_t{1} << 32U;
@@ -104,7 +108,10 @@ private:
 
 class SoftEngineVm final : public EngineVm {
 public:
-    explicit SoftEngineVm(PhysicalMemory& memory) : vm_(std::make_shared<SoftVm>(memory)) {}
+    SoftEngineVm(PhysicalMemory& memory, TranslationMode translation)
+        : vm_(std::make_shared<SoftVm>(memory, translation))
+    {
+    }
 
     Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host) override
     {
@@ -124,12 +131,13 @@ private:
 
 }  // namespace
 
-Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory)
+Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory,
+                                                 TranslationMode translation)
 {
     if (Result<void> available = native_available(); !available) {
         return available.error();
     }
-    return std::unique_ptr<EngineVm>{std::make_unique<SoftEngineVm>(memory)};
+    return std::unique_ptr<EngineVm>{std::make_unique<SoftEngineVm>(memory, translation)};
 }
 
 }  // namespace vmm::x86::soft
