@@ -20,7 +20,7 @@ namespace vmm::x86::soft {
 namespace {
 
 constexpr std::size_t memory_size = std::size_t{16} << 20U;
-constexpr std::size_t stress_memory_size = std::size_t{96} << 10U;
+constexpr std::size_t stress_memory_size = std::size_t{512} << 10U;
 constexpr unsigned hot = 32;
 constexpr std::size_t owned_size = 4096;
 constexpr std::size_t dead_exit_size = 14;  ///< What lies before a block's code (emitter.cpp).
