@@ -41,6 +41,8 @@ void start(Guest& guest, const Workload& workload)
                                           reinterpret_cast<const std::uint8_t*>(workload.function) -
                                           __start_guest_code);
     guest.state().rflags = 2;
+    const std::array<std::uint8_t, 2> control{0x7f, 0x03};  // As after FNINIT.
+    std::memcpy(guest.state().fpu.x87.data(), control.data(), control.size());
     guest.reg(Rsp) = Guest::stack - 8;
     guest.put<std::uint64_t>(Guest::stack - 8, return_to);
     guest.reg(Rdi) = workload.size;

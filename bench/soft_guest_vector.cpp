@@ -20,8 +20,8 @@ GUEST u64 guest_matrix(u64 n, u8* memory)
     auto* const b = a + size * size;
     auto* const c = b + size * size;
     for (u64 i = 0; i < size * size; ++i) {
-        a[i] = static_cast<double>(i % 7);
-        b[i] = static_cast<double>(i % 5);
+        a[i] = static_cast<double>(static_cast<std::int64_t>(i % 7));
+        b[i] = static_cast<double>(static_cast<std::int64_t>(i % 5));
         asm volatile("" : : : "memory");
     }
     for (u64 round = 0; round < n; ++round) {
@@ -39,7 +39,7 @@ GUEST u64 guest_matrix(u64 n, u8* memory)
             }
         }
     }
-    return static_cast<u64>(c[5 * size + 6]);
+    return static_cast<u64>(static_cast<std::int64_t>(c[5 * size + 6]));
 }
 
 /// Scalar floats: iterations of z = z*z + c.
@@ -49,7 +49,7 @@ GUEST u64 guest_mandel(u64 n, u8* memory)
     values[0] = static_cast<float>(static_cast<std::int64_t>(n) % 3) / static_cast<float>(n);
     u64 total = 0;
     for (u64 i = 0; i < n; ++i) {
-        const float re = values[0] * static_cast<float>(i);
+        const float re = values[0] * static_cast<float>(static_cast<std::int64_t>(i));
         const float im = values[0];
         float x = re;
         float y = im;
@@ -72,9 +72,8 @@ GUEST u64 guest_x87(u64 n, u8* memory)
     long double x = values[0];
     long double sum = x;
     for (u64 i = 0; i < n; ++i) {
-        x = x * x / (x + values[0]);
-        sum = sum + x;
-        x = x - sum * x;
+        x = values[0] / (x + values[0]);
+        sum = sum * x + values[0];
     }
     return static_cast<u64>(static_cast<std::int64_t>(sum));
 }

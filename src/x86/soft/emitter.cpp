@@ -3,6 +3,7 @@
 #include "x86/soft/emitter.hpp"
 
 #include "x86/soft/build_block.hpp"
+#include "x86/soft/x87.hpp"
 
 namespace vmm::x86::soft {
 
@@ -68,6 +69,7 @@ void BlockEmitter::interpret()
     jmp(exit_label(), T_NEAR);
     flags_ = {false, true};  // As C++ comes back.
     vectors_ = 0;
+    x87_ = false;
     steps_[step_].is_interpreted = true;
 }
 
@@ -94,6 +96,7 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
         Step& step = steps_[step_];
         step.flags = flags_;
         step.vectors = vectors_;
+        step.x87 = x87_;
         step.is_emitted = true;
         L(step.body);
         if (step_ + 1 == steps_.size()) {
@@ -107,14 +110,14 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
         if (is_offered) {
             fall_back(cpu, insn);
         }
-        if (!is_offered || !emit_step(insn, op)) {
+        if (!is_offered || !emit_step(insn, op, cpu)) {
             interpret();
             ended_ = ended_ || (is_offered && ends_block(insn));
         }
     }
 }
 
-bool BlockEmitter::emit_step(const Insn& insn, const Op& op)
+bool BlockEmitter::emit_step(const Insn& insn, const Op& op, const Cpu& cpu)
 {
     if (is_direct_branch(insn) || (ends_block(insn) && insn.map == OpcodeMap::Primary)) {
         return emit_branch(insn, op);
@@ -126,7 +129,7 @@ bool BlockEmitter::emit_step(const Insn& insn, const Op& op)
     if (find_form(insn, form) || find_vector_form(insn, form)) {
         return emit_form(insn, form);
     }
-    return emit_integer(insn);
+    return emit_x87(insn, op, x87_pointer_rules(cpu.cpuid)) || emit_integer(insn);
 }
 
 /// What is rarely executed.
@@ -181,6 +184,10 @@ void BlockEmitter::emit_entries()
             jne(step.exit, T_NEAR);
         }
         flags_ = {false, true};
+        if (step.x87) {
+            step_ = i;
+            check_x87();
+        }
         if (step.flags.native) {
             unpark();
         }

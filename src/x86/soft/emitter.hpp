@@ -58,6 +58,8 @@ struct CpuLayout {
     std::size_t mxcsr;
     std::size_t host_mxcsr;
     std::size_t mxcsr_live;
+    std::size_t x87;
+    std::size_t x87_live;
     std::array<std::size_t, 6> segment_base{};
 };
 
@@ -178,6 +180,7 @@ private:
         Xbyak::Label body{};
         Flags flags{};           ///< At its start.
         std::uint8_t vectors{};  ///< The same.
+        bool x87{};
         bool has_exit{};
         bool is_interpreted{};
         bool is_emitted{};
@@ -205,7 +208,7 @@ private:
 
     // emitter.cpp
     void emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
-    [[nodiscard]] bool emit_step(const Insn& insn, const Op& op);
+    [[nodiscard]] bool emit_step(const Insn& insn, const Op& op, const Cpu& cpu);
     void emit_cold();
     void emit_entries();
     void interpret();
@@ -240,6 +243,10 @@ private:
     };
     [[nodiscard]] bool emit_form(const Insn& insn, const Form& form);
     void encode(const Insn& insn, const Form& form, unsigned reg, Operand rm, unsigned vvvv);
+
+    // x87 (emit_x87.cpp).
+    void check_x87();
+    [[nodiscard]] bool emit_x87(const Insn& insn, const Op& op, unsigned rules);
 
     // Others (emit_integer.cpp).
     [[nodiscard]] bool emit_integer(const Insn& insn);
@@ -280,6 +287,7 @@ private:
     const Op* op_{};
     Flags flags_{};
     std::uint8_t vectors_{};
+    bool x87_{};    ///< `check_x87()` has been passed.
     bool ended_{};  ///< Nothing falls through to the next step.
     std::deque<Edge> edges_;
     std::deque<Stub> stubs_;

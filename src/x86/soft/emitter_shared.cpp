@@ -42,7 +42,9 @@ CpuLayout::CpuLayout(const Cpu& cpu) noexcept
       ymm(distance(cpu, cpu.fpu.ymm.data())),
       mxcsr(distance(cpu, &cpu.fpu.mxcsr)),
       host_mxcsr(distance(cpu, &cpu.host_mxcsr)),
-      mxcsr_live(distance(cpu, &cpu.mxcsr_live))
+      mxcsr_live(distance(cpu, &cpu.mxcsr_live)),
+      x87(distance(cpu, cpu.fpu.x87.data())),
+      x87_live(distance(cpu, &cpu.x87_live))
 {
     for (std::size_t i = 0; i < segment_base.size(); ++i) {
         segment_base[i] = distance(cpu, &cpu.seg[i].base);

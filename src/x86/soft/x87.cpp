@@ -54,7 +54,9 @@ std::uint16_t host_fsw() noexcept
 constexpr std::size_t control_bytes = 5;  // FCW, FSW, FTW.
 constexpr std::size_t st_bytes = 128;
 
-std::uint8_t pointer_rules(const Cpuid& cpuid) noexcept
+}  // namespace
+
+std::uint8_t x87_pointer_rules(const Cpuid& cpuid) noexcept
 {
     constexpr CpuidFeature fdp_on_error{7, 0, CpuidRegister::Ebx, 6};
     constexpr CpuidFeature no_selectors{7, 0, CpuidRegister::Ebx, 13};
@@ -70,9 +72,6 @@ std::uint8_t pointer_rules(const Cpuid& cpuid) noexcept
     }
     return static_cast<std::uint8_t>(rules);
 }
-
-}  // namespace
-
 void fpu_load_live(Cpu& cpu) noexcept
 {
     HostArea area;
@@ -92,7 +91,7 @@ void fpu_load_live(Cpu& cpu) noexcept
                        "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
     }
     cpu.x87_live = true;
-    cpu.x87_pointer_rules = pointer_rules(cpu.cpuid);
+    cpu.x87_pointer_rules = x87_pointer_rules(cpu.cpuid);
 }
 
 void fpu_release_live(Cpu& cpu) noexcept
@@ -470,6 +469,18 @@ bool is_native_register_form(unsigned opcode, unsigned modrm) noexcept
     return (forms[opcode & 7U] >> (modrm & 0x3fU) & 1U) != 0;
 }
 
+/// FCMOVcc, FCMOVNcc.
+bool reads_flags(unsigned opcode, unsigned modrm) noexcept
+{
+    return (opcode == 0xda || opcode == 0xdb) && modrm < 0xe0;
+}
+
+/// FCOMI and its kin.
+bool writes_flags(unsigned opcode, unsigned modrm) noexcept
+{
+    return (opcode == 0xdb || opcode == 0xdf) && modrm >= 0xe8;
+}
+
 Handler select_control_register_form(unsigned opcode, unsigned modrm) noexcept
 {
     if (opcode == 0xdb) {
@@ -500,13 +511,11 @@ Handler select_register_form(const Insn& insn, Op& op)
     spec.kind = ThunkKind::X87;
     spec.opcode = insn.opcode;
     spec.modrm = insn.modrm;
-    const bool conditional = (opcode == 0xda || opcode == 0xdb) && modrm < 0xe0;
-    const bool compares = (opcode == 0xdb || opcode == 0xdf) && modrm >= 0xe8;
-    spec.flags_in = conditional;
-    spec.flags_out = compares;
-    const Handler handler = conditional ? &x87_register<true, false>
-                            : compares  ? &x87_register<false, true>
-                                        : &x87_register<false, false>;
+    spec.flags_in = reads_flags(opcode, modrm);
+    spec.flags_out = writes_flags(opcode, modrm);
+    const Handler handler = spec.flags_in    ? &x87_register<true, false>
+                            : spec.flags_out ? &x87_register<false, true>
+                                             : &x87_register<false, false>;
     return with_thunk(op, spec, handler);
 }
 
@@ -525,6 +534,23 @@ Handler select_special(const Insn& insn, const SelectContext& context, Op& op)
 }
 
 }  // namespace
+
+bool find_x87_form(const Insn& insn, X87Form& form) noexcept
+{
+    if (insn.opcode < 0xd8 || insn.opcode > 0xdf) {
+        return false;
+    }
+    form = X87Form{};
+    if (insn.mod == 3) {
+        form.flags_read = reads_flags(insn.opcode, insn.modrm);
+        form.flags_written = writes_flags(insn.opcode, insn.modrm);
+        return is_native_register_form(insn.opcode, insn.modrm);
+    }
+    const MemoryKind kind = memory_kind(insn.opcode, insn.group);
+    form.memory_size = static_cast<std::uint8_t>(memory_bytes(insn.opcode, insn.group));
+    form.writes = kind == MemoryKind::Store;
+    return kind == MemoryKind::Load || kind == MemoryKind::Store;
+}
 
 Handler select_x87(const Insn& insn, const SelectContext& context, Op& op)
 {
