@@ -7,9 +7,14 @@
 #include <cstdlib>
 #include <random>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <gtest/gtest.h>
 
 #include "soft/guest_harness.hpp"
+#include "x86/soft/cpu.hpp"
+#include "x86/soft/translator.hpp"
 
 namespace vmm::x86::soft::test {
 namespace {
@@ -17,7 +22,7 @@ namespace {
 unsigned programs()
 {
     const char* const asked = std::getenv("VMM_RANDOM_PROGRAMS");
-    return asked == nullptr ? 3'000U : static_cast<unsigned>(std::strtoul(asked, nullptr, 10));
+    return asked == nullptr ? 1'500U : static_cast<unsigned>(std::strtoul(asked, nullptr, 10));
 }
 
 /// A program that ends with HLT after some rounds of a loop.
@@ -302,6 +307,76 @@ TEST_P(TranslatorDifferential, RandomPrograms)
             return;
         }
     }
+}
+
+/// mov ecx, edi; loop: add rax, rcx; dec ecx; jnz loop; hlt
+void load_sum(Guest& guest, std::uint64_t at)
+{
+    guest.load(at, {0x31, 0xc0, 0x89, 0xf9, 0x48, 0x01, 0xc8, 0xff, 0xc9, 0x75, 0xf9, 0xf4});
+}
+
+std::uint64_t run_sum(Guest& guest, std::uint64_t at, std::uint64_t count)
+{
+    guest.state().rip = at;
+    guest.reg(Rdi) = count;
+    return guest.run() == Reason::Halt ? guest.reg(Rax) : 0;
+}
+
+std::size_t translated_blocks(Guest& guest)
+{
+    const auto& cpu = static_cast<Cpu&>(guest.state());
+    return cpu.translator == nullptr ? 0 : cpu.translator->size();
+}
+
+TEST(Translator, TranslatesWhatIsHot)
+{
+    for (const TranslationMode mode :
+         {TranslationMode::Off, TranslationMode::On, TranslationMode::Stress}) {
+        Guest guest{std::size_t{2} << 20U, mode};
+        guest.long_mode();
+        load_sum(guest, Guest::code);
+        EXPECT_EQ(run_sum(guest, Guest::code, 1000), 500'500U);
+        EXPECT_EQ(translated_blocks(guest) != 0, mode != TranslationMode::Off);
+    }
+}
+
+TEST(Translator, TranslationsGoWithTheirBlocks)
+{
+    Guest guest{std::size_t{2} << 20U, TranslationMode::On};
+    guest.long_mode();
+    load_sum(guest, Guest::code);
+    EXPECT_EQ(run_sum(guest, Guest::code, 1000), 500'500U);
+    ASSERT_NE(translated_blocks(guest), 0U);
+    guest.load(Guest::code + 4, {0x48, 0x29, 0xc8});  // sub rax, rcx
+    guest.vm->memory_written(Gpa{Guest::code}, 16);
+    EXPECT_EQ(run_sum(guest, Guest::code, 1000), std::uint64_t{0} - 500'500U);
+}
+
+/// A child process must not write to the code of its parent.
+TEST(Translator, AChildProcessHasItsOwn)
+{
+    Guest guest{std::size_t{2} << 20U, TranslationMode::On};
+    guest.long_mode();
+    load_sum(guest, Guest::code);
+    EXPECT_EQ(run_sum(guest, Guest::code, 1000), 500'500U);
+    const ::pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+        // Other code, over and over, where the parent's would be overwritten.
+        bool right = true;
+        for (std::uint64_t i = 0; i < 50; ++i) {
+            const std::uint64_t at = Guest::code + 0x100 * i;
+            load_sum(guest, at);
+            guest.load(at + 4, {0x48, 0x29, 0xc8});
+            guest.vm->memory_written(Gpa{at}, 16);
+            right = right && run_sum(guest, at, 1000) == std::uint64_t{0} - 500'500U;
+        }
+        ::_exit(right ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    EXPECT_EQ(run_sum(guest, Guest::code, 1000), 500'500U);
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes,

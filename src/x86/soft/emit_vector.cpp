@@ -87,4 +87,20 @@ bool find_vector_form(const Insn& insn, Form& form) noexcept
     return true;
 }
 
+/// VZEROUPPER and VZEROALL.
+bool BlockEmitter::emit_vector_zero(const Insn& insn)
+{
+    if (!insn.vex || insn.map != OpcodeMap::Map0F || insn.opcode != 0x77 || insn.pp != 0 ||
+        insn.isa != Isa::Avx) {
+        return false;
+    }
+    ensure_vectors(2);
+    if (insn.vex_l != 0) {
+        vzeroall();
+    } else {
+        vzeroupper();
+    }
+    return true;
+}
+
 }  // namespace vmm::x86::soft

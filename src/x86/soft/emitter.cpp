@@ -129,7 +129,8 @@ bool BlockEmitter::emit_step(const Insn& insn, const Op& op, const Cpu& cpu)
     if (find_form(insn, form) || find_vector_form(insn, form)) {
         return emit_form(insn, form);
     }
-    return emit_x87(insn, op, x87_pointer_rules(cpu.cpuid)) || emit_integer(insn);
+    return emit_vector_zero(insn) || emit_x87(insn, op, x87_pointer_rules(cpu.cpuid)) ||
+           emit_integer(insn);
 }
 
 /// What is rarely executed.

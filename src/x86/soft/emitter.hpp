@@ -244,6 +244,9 @@ private:
     [[nodiscard]] bool emit_form(const Insn& insn, const Form& form);
     void encode(const Insn& insn, const Form& form, unsigned reg, Operand rm, unsigned vvvv);
 
+    // Vector instructions without operands (emit_vector.cpp).
+    [[nodiscard]] bool emit_vector_zero(const Insn& insn);
+
     // x87 (emit_x87.cpp).
     void check_x87();
     [[nodiscard]] bool emit_x87(const Insn& insn, const Op& op, unsigned rules);

@@ -12,7 +12,6 @@
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
 #include "x86/soft/run_loop.hpp"
-#include "x86/soft/translator.hpp"
 #include "x86/soft/vm.hpp"
 
 namespace vmm::x86::soft {
@@ -84,9 +83,6 @@ private:
     void start() noexcept
     {
         vm_->enter_guest(cpu_);
-        if (cpu_.translator != nullptr) {
-            cpu_.translator->check_owner();
-        }
         cpu_.set_arithmetic_flags(cpu_.rflags);
         cpu_.gpr[zero_slot / 8] = 0;
         cpu_.gpr[carry_slot / 8] = std::uint64_t{1} << 32U;

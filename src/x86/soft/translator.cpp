@@ -34,7 +34,7 @@ TranslationMode default_translation_mode() noexcept
     if (name == "stress") {
         return TranslationMode::Stress;
     }
-    return name == "translator" ? TranslationMode::On : TranslationMode::Off;
+    return name == "interpreter" ? TranslationMode::Off : TranslationMode::On;
 }
 
 std::unique_ptr<Translator> Translator::create(Cpu& cpu, TranslationMode mode)
@@ -42,40 +42,54 @@ std::unique_ptr<Translator> Translator::create(Cpu& cpu, TranslationMode mode)
     if (mode == TranslationMode::Off) {
         return nullptr;
     }
-    const bool stress = mode == TranslationMode::Stress;
-    Result<CodeMemory> memory = CodeMemory::create(stress ? stress_memory_size : memory_size);
-    if (!memory) {
-        return nullptr;
-    }
-    void* const owned =
-        ::mmap(nullptr, owned_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (owned == MAP_FAILED) {
-        return nullptr;
-    }
-    if (::madvise(owned, owned_size, MADV_WIPEONFORK) != 0) {
-        ::munmap(owned, owned_size);
-        return nullptr;
-    }
-    return std::unique_ptr<Translator>{
-        new Translator{cpu, stress, std::move(*memory), static_cast<std::uint8_t*>(owned)}};
+    return std::unique_ptr<Translator>{new Translator{cpu, mode == TranslationMode::Stress}};
 }
 
-Translator::Translator(Cpu& cpu, bool stress, CodeMemory memory, std::uint8_t* owned)
+Translator::Translator(Cpu& cpu, bool stress)
     : cpu_(cpu),
       stress_(stress),
       threshold_(stress ? 1 : hot),
-      memory_(std::move(memory)),
-      owned_(owned),
       context_{CpuLayout{cpu}, {}, {}, false, false}
 {
     context_.bmi2 = __builtin_cpu_supports("bmi2") != 0;
     context_.avx = __builtin_cpu_supports("avx") != 0;
+}
+
+/// Takes memory, if that has not been done.
+bool Translator::start()
+{
+    if (memory_.size() != 0 || failed_) {
+        return !failed_;
+    }
+    failed_ = true;
+    Result<CodeMemory> memory = CodeMemory::create(stress_ ? stress_memory_size : memory_size);
+    if (!memory) {
+        return false;
+    }
+    if (owned_ == nullptr) {
+        void* const owned =
+            ::mmap(nullptr, owned_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (owned == MAP_FAILED) {
+            return false;
+        }
+        owned_ = static_cast<std::uint8_t*>(owned);
+    }
+    if (::madvise(const_cast<std::uint8_t*>(owned_), owned_size, MADV_WIPEONFORK) != 0) {
+        return false;
+    }
     *owned_ = 1;
+    memory_ = std::move(*memory);
     emit_shared();
+    cpu_.blocks->forget_code(untranslated());
+    failed_ = false;
+    return true;
 }
 
 Translator::~Translator()
 {
+    if (owned_ == nullptr) {
+        return;
+    }
     ::munmap(const_cast<std::uint8_t*>(owned_), owned_size);
 }
 
@@ -107,7 +121,7 @@ const void* Translator::code_of(const Block& block) const noexcept
 
 const void* Translator::untranslated() const noexcept
 {
-    return executable(context_.shared.untranslated);
+    return memory_.size() == 0 ? nullptr : executable(context_.shared.untranslated);
 }
 
 const Op* Translator::warm_up(Cpu& cpu, const Op* op)
@@ -127,14 +141,13 @@ const Op* Translator::take_edge(Cpu& cpu, const JumpSite* site)
     self.disturb();
     const std::uint64_t rip = cpu.rip;
     JumpEntry& entry = jump_entry(cpu, rip);
-    if (!is_known_target(cpu, entry, rip) || !may_continue(cpu)) {
+    if (!is_known_target(cpu, entry, rip) || !may_continue(cpu) || *self.owned_ == 0) {
         return leave_to(cpu, rip);
     }
     if (entry.first->handler != stale_op) {
         const Block& target = block_of(*entry.first);
         entry.code = self.code_of(target);
         if (site != nullptr && target.body != nullptr && site->gfn == target.gpa >> 12U) {
-            self.check_owner();
             const auto distance = static_cast<std::int32_t>(target.body - (site->jump + 5));
             std::memcpy(site->jump + 1, &distance, sizeof distance);
         }
@@ -155,7 +168,13 @@ void Translator::translate(Block& block, std::span<const std::byte> bytes)
     fpu_release(cpu_);
     check_owner();
     disturb();
+    if (stress_ && memory_.size() != 0 && random_() % 512 == 0) {
+        clear();
+    }
     block.ops()->handler = block.ops()->interpret;
+    if (!start()) {
+        return;
+    }
     for (int attempt = 0; attempt < 2; ++attempt) {
         const std::size_t sites = context_.sites.size();
         try {
@@ -230,17 +249,8 @@ void Translator::clear() noexcept
 void Translator::abandon() noexcept
 {
     clear();
+    memory_ = CodeMemory{};
     *owned_ = 1;
-    Result<CodeMemory> memory = CodeMemory::create(memory_.size());
-    if (memory) {
-        memory_ = std::move(*memory);
-        emit_shared();
-        cpu_.blocks->forget_code(untranslated());
-    } else {
-        // What is there is the parent's: no more than what it has.
-        used_ = memory_.size();
-        shared_size_ = memory_.size();
-    }
 }
 
 }  // namespace vmm::x86::soft

@@ -26,7 +26,8 @@ namespace vmm::x86::soft {
 
 class Translator {
 public:
-    /// Null where `mode` is Off, or no memory can be had.
+    /// Null where `mode` is Off.  Memory is taken when the first block is hot; where none can be
+    /// had the interpreter does it all.
     [[nodiscard]] static std::unique_ptr<Translator> create(Cpu& cpu, TranslationMode mode);
 
     Translator(const Translator&) = delete;
@@ -40,8 +41,8 @@ public:
     static void prepare(Block& block) noexcept;
     /// Where translated code goes for `block`.
     [[nodiscard]] const void* code_of(const Block& block) const noexcept;
-    /// The same for a block without translation.
-    [[nodiscard]] const void* untranslated() const noexcept;
+    /// How many blocks are translated.
+    [[nodiscard]] std::size_t size() const noexcept { return translated_.size(); }
 
     /// @param bytes  of its instructions.
     void translate(Block& block, std::span<const std::byte> bytes);
@@ -50,19 +51,22 @@ public:
     /// After fork() the memory is the parent's: starts anew.  To be called before guest code runs.
     void check_owner() noexcept
     {
-        if (*owned_ == 0) [[unlikely]] {
+        if (owned_ != nullptr && *owned_ == 0) [[unlikely]] {
             abandon();
         }
     }
 
 private:
-    Translator(Cpu& cpu, bool stress, CodeMemory memory, std::uint8_t* owned);
+    Translator(Cpu& cpu, bool stress);
 
     static const Op* warm_up(Cpu& cpu, const Op* op);
     static const Op* take_edge(Cpu& cpu, const JumpSite* site);
     [[nodiscard]] static Block& block_of(const Op& first) noexcept;
 
+    [[nodiscard]] bool start();
     void emit_shared();
+    /// What jump tables have for a block without translation.
+    [[nodiscard]] const void* untranslated() const noexcept;
     void commit(Block& block, const BlockEmitter& emitter, std::uint8_t* code);
     void forget(Block& block) noexcept;
     void clear() noexcept;
@@ -77,7 +81,8 @@ private:
     bool stress_;
     unsigned threshold_;
     CodeMemory memory_;
-    volatile std::uint8_t* owned_;  ///< A page that fork() clears.
+    volatile std::uint8_t* owned_{};  ///< A page that fork() clears.
+    bool failed_{};                   ///< No memory.
     std::size_t shared_size_{};
     std::size_t used_{};
     EmitterContext context_;
