@@ -136,6 +136,78 @@ GUEST u64 guest_alu(u64 n, u8* memory)
     return a ^ b ^ c;
 }
 
+/// Carries through 256-bit numbers.
+GUEST u64 guest_carry(u64 n, u8* memory)
+{
+    u64 a = n;
+    u64 b = reinterpret_cast<u64>(memory);
+    u64 c = 1;
+    u64 d = 0;
+    for (u64 i = 0; i < n; ++i) {
+        asm("add %[i], %[a]; adc %[a], %[b]; adc %[b], %[c]; adc %[c], %[d]; adc $0, %[a]"
+            : [a] "+r"(a), [b] "+r"(b), [c] "+r"(c), [d] "+r"(d)
+            : [i] "r"(i)
+            : "cc");
+    }
+    return a ^ b ^ c ^ d;
+}
+
+/// Rounds as of a hash: more values than registers.
+GUEST u64 guest_hash(u64 n, u8* memory)
+{
+    auto* const words = reinterpret_cast<volatile u32*>(memory);
+    for (u32 i = 0; i < 64; ++i) {
+        words[i] = i * 0x9e37'79b9U;
+    }
+    u32 a = 1;
+    u32 b = 2;
+    u32 c = 3;
+    u32 d = 4;
+    u32 e = 5;
+    u32 f = 6;
+    u32 g = 7;
+    u32 h = 8;
+    const auto rotate = [](u32 value, unsigned by) {
+        return (value >> by) | (value << (32U - by));
+    };
+    for (u64 i = 0; i < n; ++i) {
+        const u32 s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
+        const u32 first = h + s1 + ((e & f) ^ (~e & g)) + words[i % 64];
+        const u32 s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
+        const u32 second = s0 + ((a & b) ^ (a & c) ^ (b & c));
+        h = g;
+        g = f;
+        f = e;
+        e = d + first;
+        d = c;
+        c = b;
+        b = a;
+        a = first + second;
+    }
+    return a ^ b ^ c ^ d ^ e ^ f ^ g ^ h;
+}
+
+GUEST u64 guest_atomic(u64 n, u8* memory)
+{
+    auto* const counter = reinterpret_cast<u64*>(memory);
+    __atomic_store_n(counter, 0, __ATOMIC_RELAXED);
+    for (u64 i = 0; i < n; ++i) {
+        __atomic_fetch_add(counter, i, __ATOMIC_SEQ_CST);
+    }
+    return *counter;
+}
+
+GUEST u64 guest_copy(u64 n, u8* memory)
+{
+    for (u64 i = 0; i < n; ++i) {
+        const u8* from = memory;
+        u8* to = memory + 65'536;
+        u64 count = 32'768;
+        asm volatile("rep movsb" : "+S"(from), "+D"(to), "+c"(count) : : "memory");
+    }
+    return memory[65'536];
+}
+
 /// A small virtual machine: indirect jumps.
 GUEST u64 guest_interpreter(u64 n, u8* memory)
 {

@@ -250,7 +250,8 @@ protected:
             value = interesting();
         }
         before.flags = (random_() & arithmetic) | 2U;
-        std::array<std::uint64_t, 8> data{};
+        // The host may take very long over a locked access that crosses a line.
+        alignas(64) std::array<std::uint64_t, 8> data{};
         for (std::uint64_t& value : data) {
             value = interesting();
         }

@@ -114,9 +114,11 @@ public:
     static constexpr std::uint64_t stack = 0x40000;     ///< Grows down from here.
     static constexpr std::uint64_t mmio = 0x3000'0000;  ///< No memory.
 
-    explicit Guest(std::size_t memory = std::size_t{16} << 20U) : ram(memory)
+    explicit Guest(std::size_t memory = std::size_t{16} << 20U,
+                   TranslationMode translation = default_translation_mode())
+        : ram(memory)
     {
-        Result<std::unique_ptr<EngineVm>> made = create_soft_vm(ram);
+        Result<std::unique_ptr<EngineVm>> made = create_soft_vm(ram, translation);
         vm = std::move(made).value();
         vcpu = add_vcpu(host);
     }

@@ -10,6 +10,7 @@
 #include "x86/soft/dispatch.hpp"
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
+#include "x86/soft/translator.hpp"
 #include "x86/soft/vm.hpp"
 
 namespace vmm::x86::soft {
@@ -26,7 +27,7 @@ constexpr std::uint64_t generation_count = 128;
 constexpr std::size_t max_ops_past_branch = 32;
 
 /// What an empty entry of a jump table leads to: the run loop.
-constexpr Op miss_op{.handler = stale_op};
+constexpr Op miss_op{.handler = stale_op, .interpret = stale_op};
 
 std::uint64_t piece_bit(std::size_t offset) noexcept
 {
@@ -112,7 +113,30 @@ void BlockCache::attach(Cpu& cpu) noexcept
 void BlockCache::drop_tables() noexcept
 {
     for (JumpTable& table : *tables_) {
-        table.fill(JumpEntry{~std::uint64_t{0}, &miss_op});
+        table.fill(JumpEntry{~std::uint64_t{0}, &miss_op, nullptr});
+    }
+}
+
+void BlockCache::forget_code(const void* code) noexcept
+{
+    for (JumpTable& table : *tables_) {
+        for (JumpEntry& entry : table) {
+            entry.code = code;
+        }
+    }
+}
+
+void BlockCache::translate(Cpu& cpu, Block& block)
+{
+    const Page* const page = find_page(block.gpa / page_size);
+    if (page == nullptr) {
+        block.ops()->handler = block.ops()->interpret;
+        return;
+    }
+    cpu.translator->translate(block, {page->bytes.data() + (block.gpa & page_mask), block.size});
+    JumpEntry& entry = jump_entry(cpu, cpu.block_rip());
+    if (entry.first == block.ops()) {
+        entry.code = cpu.translator->code_of(block);
     }
 }
 
@@ -252,7 +276,8 @@ Block* BlockCache::find(Cpu& cpu, bool single)
         return block;
     }
     select_table(cpu, mode);
-    jump_entry(cpu, cpu.rip) = JumpEntry{cpu.rip ^ cpu.chain.salt, block->ops()};
+    const void* const code = cpu.translator == nullptr ? nullptr : cpu.translator->code_of(*block);
+    jump_entry(cpu, cpu.rip) = JumpEntry{cpu.rip ^ cpu.chain.salt, block->ops(), code};
     if (cpu.chain.unlinked != nullptr) {
         link(cpu, *block);
     }
@@ -394,11 +419,13 @@ private:
         op.offset = static_cast<std::uint16_t>(size_);
         if (status != DecodeStatus::Ok) {
             op.handler = status == DecodeStatus::Invalid ? raise_ud : raise_gp;
+            op.interpret = op.handler;
             illegal_ = max_length;
             ++count_;
             return false;
         }
         make_op(cpu_, insn, mode_.context, op);
+        op.interpret = op.handler;
         if (is_direct_branch(insn)) {
             set_link(op, single || mode_.limited);
         }
@@ -432,6 +459,7 @@ private:
         op.offset = static_cast<std::uint16_t>(size_);
         op.immediate = size_;
         op.handler = mode_.context.code_size == CodeSize::Bits64 ? go_on_64 : go_on;
+        op.interpret = op.handler;
         if (extra == linkable && start_ + size_ < page_size) {
             op.extra = linkable;
             op.vvvv = static_cast<std::uint8_t>(count_);
@@ -504,6 +532,10 @@ Block* BlockCache::build(Cpu& cpu,
         second->idle_writes = 0;
     }
     live_bytes_ += bytes_of(*block);
+    if (cpu.translator != nullptr && !single && second == nullptr && block->size != 0 &&
+        mode.context.code_size == CodeSize::Bits64) {
+        Translator::prepare(*block);
+    }
     return block;
 }
 
@@ -547,6 +579,9 @@ void BlockCache::kill(Block& block) noexcept
         return;
     }
     block.dead = true;
+    if (cpu_ != nullptr && cpu_->translator != nullptr) {
+        cpu_->translator->drop(block);
+    }
     for (Op* const op : block.incoming) {
         op->aux = nullptr;
     }
@@ -554,6 +589,7 @@ void BlockCache::kill(Block& block) noexcept
     for (std::size_t i = 0; i < block.op_count; ++i) {
         Op& op = block.ops()[i];
         op.handler = stale_op;
+        op.interpret = stale_op;
         if (((block.links >> i) & 1U) == 0 || op.aux == nullptr) {
             continue;
         }

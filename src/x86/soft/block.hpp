@@ -35,6 +35,9 @@ struct Block {
     std::uint16_t extent{};       ///< Bytes it was decoded from: illegal ones at its end too.
     std::uint16_t op_count{};
     bool dead{};
+    std::uint32_t heat{};       ///< How often it has been entered, while not translated.
+    std::uint8_t* body{};       ///< Its translation, in writable memory (translator.hpp).
+    std::size_t translation{};  ///< Its place among the translated ones.
 
     [[nodiscard]] Op* ops() noexcept
     {
@@ -67,6 +70,10 @@ public:
     void revalidate(std::uint64_t gfn) noexcept;
     /// Drops everything.
     void clear() noexcept;
+    /// Translated code is gone: `code` is what jump tables lead to.
+    void forget_code(const void* code) noexcept;
+    /// Makes host code of `block`, which is about to be executed at `cpu.block_rip()`.
+    void translate(Cpu& cpu, Block& block);
 
     // --- For the run loop, outside of blocks.
 

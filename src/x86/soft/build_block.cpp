@@ -76,7 +76,8 @@ bool is_offered(const Cpu& cpu, const Insn& insn) noexcept
     return false;
 }
 
-/// TZCNT and LZCNT are BSF and BSR with an ignored prefix where they do not exist.
+}  // namespace
+
 void fall_back(const Cpu& cpu, Insn& insn) noexcept
 {
     const bool counts = insn.map == OpcodeMap::Map0F && !insn.vex && insn.rep &&
@@ -87,6 +88,8 @@ void fall_back(const Cpu& cpu, Insn& insn) noexcept
         insn.pp = 0;
     }
 }
+
+namespace {
 
 void set_memory_operand(const Insn& insn, const SelectContext& context, Op& op) noexcept
 {

@@ -15,6 +15,9 @@ namespace vmm::x86::soft {
 /// raises #UD when it is executed.
 void make_op(const Cpu& cpu, Insn& insn, const SelectContext& context, Op& op);
 
+/// TZCNT and LZCNT are BSF and BSR with an ignored prefix where they do not exist.
+void fall_back(const Cpu& cpu, Insn& insn) noexcept;
+
 /// Whether decoding goes on behind the instruction: false for what always leaves.
 [[nodiscard]] bool ends_block(const Insn& insn) noexcept;
 /// Whether it is a near branch to a fixed distance.

@@ -4,6 +4,7 @@
 
 #include "x86/soft/block.hpp"
 #include "x86/soft/memory.hpp"
+#include "x86/soft/translator.hpp"
 #include "x86/soft/vm.hpp"
 
 namespace vmm::x86::soft {
@@ -31,6 +32,7 @@ bool watches_data(std::uint64_t dr7) noexcept
 Cpu::Cpu(SoftVm& soft_vm, VcpuHost& vcpu_host) : vm(soft_vm), host(vcpu_host)
 {
     blocks = std::make_unique<BlockCache>();
+    translator = Translator::create(*this, vm.translation());
     mode_changed();
     vm.add(*this);
 }

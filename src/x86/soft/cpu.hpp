@@ -21,17 +21,17 @@ namespace vmm::x86::soft {
 
 class BlockCache;
 class SoftVm;
+class Translator;
 
-/// One page's translation.  Tags hold the page's linear address, or `invalid`; read, write and
-/// execute are apart because a page may have some only (dirty logging, code pages, ROM).
+/// One page's translation.  Tags hold the page's linear address, or `Tlb::invalid_tag`; read and
+/// write are apart because a page may have one only (dirty logging, code pages, ROM).
 struct TlbEntry {
     static constexpr std::uint64_t invalid = ~std::uint64_t{0};
 
     std::uint64_t read_tag{invalid};
     std::uint64_t write_tag{invalid};
     std::uintptr_t addend{};  ///< Linear address + addend = host address.
-    bool global{};
-    std::uint8_t page_shift{};  ///< Of the page in the tables; the entry covers 4 KiB of it.
+    std::uintptr_t host{};    ///< Of the page's first byte.
 };
 
 /// Translations for one privilege context.
@@ -39,7 +39,22 @@ struct Tlb {
     static constexpr std::size_t entry_count = 1024;
     using Bitmap = std::array<std::uint64_t, entry_count / 64>;
 
+    /// What an entry without translation holds: no page's address, nor near one that the entry
+    /// could be for (translated code looks at the difference of address and tag).
+    [[nodiscard]] static constexpr std::uint64_t invalid_tag(std::size_t index) noexcept
+    {
+        return index == entry_count - 1 ? 1 : TlbEntry::invalid;
+    }
+
+    constexpr Tlb() noexcept
+    {
+        entries.back().read_tag = invalid_tag(entry_count - 1);
+        entries.back().write_tag = invalid_tag(entry_count - 1);
+    }
+
     std::array<TlbEntry, entry_count> entries{};
+    /// Of the page in the tables; an entry covers 4 KiB of it.
+    std::array<std::uint8_t, entry_count> page_shifts{};
     Bitmap used{};    ///< Entries with a valid `read_tag`: flushes look at no others.
     Bitmap global{};  ///< Of the used ones.
     Bitmap large{};   ///< Of the used ones, parts of pages larger than 4 KiB.
@@ -111,9 +126,10 @@ struct MmioReplay {
 };
 
 /// Where code at a linear address was found last, for jumps whose target is not in the block.
-struct JumpEntry {
+struct alignas(32) JumpEntry {
     std::uint64_t tag{};  ///< RIP, salted (`Chain::salt`).
     const Op* first{};    ///< Of the block.  Never null.
+    const void* code{};   ///< Its translation, or what goes on without one (translator.hpp).
 };
 
 /// How one block finds the next without the run loop (block.cpp).
@@ -124,6 +140,14 @@ struct Chain {
     std::uint64_t salt{};    ///< Changes when all entries become stale.
     const Op* unlinked{};    ///< A branch that could go to its target directly next time.
     std::uintptr_t floor{};  ///< Host stack pointer below which blocks return to the run loop.
+};
+
+/// What translated code keeps in memory (emitter.hpp).
+struct TranslatedState {
+    std::uint64_t code_page{};  ///< Linear address of the page that is executed.
+    /// YMM registers are in the host's: 0 no, 1 for SSE instructions, 2 for AVX ones too.
+    std::uint32_t vectors{};
+    std::array<std::uint64_t, 2> spare{};  ///< Within one instruction.
 };
 
 /// Data of IN, OUT and their string forms on the way to or from the caller.
@@ -185,6 +209,7 @@ struct Cpu : CpuState {
     bool no_step_trap{};
 
     Chain chain{};
+    TranslatedState translated{};
     MmioReplay mmio{};
     PortIo port_io{};
     EngineExit exit{};
@@ -200,6 +225,7 @@ struct Cpu : CpuState {
     // --- Surroundings.
     SoftVm& vm;
     VcpuHost& host;
+    std::unique_ptr<Translator> translator;  ///< Null: the interpreter does it all.
     std::unique_ptr<BlockCache> blocks;
 
     // --- Touched by other threads.

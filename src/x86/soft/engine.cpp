@@ -121,7 +121,10 @@ private:
 
 class SoftEngineVm final : public EngineVm {
 public:
-    explicit SoftEngineVm(PhysicalMemory& memory) : vm_(std::make_shared<SoftVm>(memory)) {}
+    SoftEngineVm(PhysicalMemory& memory, TranslationMode translation)
+        : vm_(std::make_shared<SoftVm>(memory, translation))
+    {
+    }
 
     Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host, std::uint32_t /*id*/) override
     {
@@ -146,12 +149,13 @@ private:
 
 }  // namespace
 
-Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory)
+Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory,
+                                                 TranslationMode translation)
 {
     if (Result<void> available = native_available(); !available) {
         return available.error();
     }
-    return std::unique_ptr<EngineVm>{std::make_unique<SoftEngineVm>(memory)};
+    return std::unique_ptr<EngineVm>{std::make_unique<SoftEngineVm>(memory, translation)};
 }
 
 }  // namespace vmm::x86::soft

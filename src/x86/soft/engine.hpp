@@ -9,11 +9,14 @@
 
 #include "vmm/result.hpp"
 #include "x86/engine.hpp"
+#include "x86/soft/translation_mode.hpp"
 
 namespace vmm::x86::soft {
 
 /// An engine for a VM with this memory, which outlives it.  ENODEV-like errors say why the host
 /// cannot run it (no executable memory).
-[[nodiscard]] Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory);
+[[nodiscard]] Result<std::unique_ptr<EngineVm>> create_soft_vm(
+    PhysicalMemory& memory,
+    TranslationMode translation = default_translation_mode());
 
 }  // namespace vmm::x86::soft

@@ -3,19 +3,16 @@
 #include "x86/soft/native.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <map>
 #include <mutex>
-#include <string>
 #include <utility>
+#include <vector>
 
-#include <sys/mman.h>
 #include <unistd.h>
 
-#include <fmt/format.h>
 #include <xbyak/xbyak.h>
 
-#include "vmm/unique_fd.hpp"
+#include "x86/soft/code_memory.hpp"
 #include "x86/soft/native_operand.hpp"
 
 namespace vmm::x86::soft {
@@ -26,72 +23,39 @@ constexpr std::size_t chunk_size = std::size_t{256} * 1024;
 constexpr std::size_t max_chunks = 1024;  // Far above what all canonical forms take.
 constexpr std::size_t max_thunk_size = 256;
 
-/// Memory for code: each chunk is one memfd mapped twice, once writable, once executable.
-class CodeMemory {
+/// Memory for thunks, which are never freed.
+class ThunkMemory {
 public:
     /// Copies code there and answers where it can be called.
     [[nodiscard]] Result<const void*> add(const std::uint8_t* code, std::size_t size)
     {
         const std::size_t rounded = (size + 15U) & ~std::size_t{15};
         // A chunk is shared with a parent process after fork(): each writes to its own ones only.
-        if (writable_ == nullptr || used_ + rounded > chunk_size || owner_ != ::getpid()) {
+        if (chunks_.empty() || used_ + rounded > chunk_size || owner_ != ::getpid()) {
             VMM_TRY_VOID(grow());
         }
-        std::memcpy(writable_ + used_, code, size);
-        const void* const entry = executable_ + used_;
+        const CodeMemory& chunk = chunks_.back();
+        std::memcpy(chunk.writable() + used_, code, size);
+        const void* const entry = chunk.executable() + used_;
         used_ += rounded;
         return entry;
     }
 
 private:
-    [[nodiscard]] static Error refused(const std::string& call)
-    {
-        const Error cause = Error::from_errno(call);
-        return {static_cast<std::errc>(cause.errno_value()),
-                fmt::format("the software engine needs executable memory for vector and x87 "
-                            "instructions, refused by {}; allow it (SELinux: execmem; systemd: "
-                            "MemoryDenyWriteExecute=no; seccomp: memfd_create and mmap with "
-                            "PROT_EXEC; sysctl vm.memfd_noexec below 2)",
-                            cause.message())};
-    }
-
     [[nodiscard]] Result<void> grow()
     {
-        if (chunks_ == max_chunks) {
+        if (chunks_.size() == max_chunks) {
             return Error{std::errc::not_enough_memory, "native code memory: the limit is reached"};
         }
-        const UniqueFd file{::memfd_create("vmm-native", MFD_CLOEXEC)};
-        if (!file) {
-            return refused("memfd_create");
-        }
-        if (::ftruncate(file.get(), static_cast<::off_t>(chunk_size)) != 0) {
-            return refused("ftruncate");
-        }
-        void* const writable =
-            ::mmap(nullptr, chunk_size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
-        if (writable == MAP_FAILED) {
-            return refused("mmap");
-        }
-        void* const executable =
-            ::mmap(nullptr, chunk_size, PROT_READ | PROT_EXEC, MAP_SHARED, file.get(), 0);
-        if (executable == MAP_FAILED) {
-            const Error error = refused("mmap with PROT_EXEC");
-            ::munmap(writable, chunk_size);
-            return error;
-        }
-        // What is left of the old chunk is given up: thunks are never freed, so neither are they.
-        writable_ = static_cast<std::uint8_t*>(writable);
-        executable_ = static_cast<const std::uint8_t*>(executable);
+        VMM_TRY(CodeMemory chunk, CodeMemory::create(chunk_size));
+        chunks_.push_back(std::move(chunk));
         used_ = 0;
         owner_ = ::getpid();
-        ++chunks_;
         return success;
     }
 
-    std::uint8_t* writable_{};
-    const std::uint8_t* executable_{};
+    std::vector<CodeMemory> chunks_;
     std::size_t used_{};
-    std::size_t chunks_{};
     ::pid_t owner_{};
 };
 
@@ -333,7 +297,7 @@ public:
 
 private:
     std::mutex mutex_;
-    CodeMemory memory_;                        // mutex_
+    ThunkMemory memory_;                       // mutex_
     std::map<ThunkSpec, const void*> thunks_;  // mutex_
 };
 

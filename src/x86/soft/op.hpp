@@ -30,6 +30,7 @@ enum class AddressKind : std::uint8_t {
 
 struct Op {
     Handler handler{};
+    Handler interpret{};  ///< Executes the instruction: `handler`, unless that is something else.
     std::uint64_t immediate{};
     const void* aux{};  ///< Belongs to the handler: a native thunk, a chained block …
     std::int32_t displacement{};

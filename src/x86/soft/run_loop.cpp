@@ -12,6 +12,7 @@
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
 #include "x86/soft/system.hpp"
+#include "x86/soft/translator.hpp"
 #include "x86/soft/vm.hpp"
 
 namespace vmm::x86::soft {
@@ -320,6 +321,9 @@ void RunLoop::run()
             continue;
         }
         cpu_.blocks->collect(cpu_);
+        if (cpu_.translator != nullptr) {
+            cpu_.translator->check_owner();
+        }
         const bool shadow = cpu_.sti_shadow || cpu_.mov_ss_shadow;
         const bool single = must_single_step(cpu_) ||
                             (shadow && (cpu_.irq_window_requested || cpu_.nmi_window_requested ||

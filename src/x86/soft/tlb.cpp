@@ -34,8 +34,8 @@ void set_bit(Tlb::Bitmap& bitmap, std::size_t index, bool value) noexcept
 
 void drop(Tlb& tlb, std::size_t index) noexcept
 {
-    tlb.entries[index].read_tag = TlbEntry::invalid;
-    tlb.entries[index].write_tag = TlbEntry::invalid;
+    tlb.entries[index].read_tag = Tlb::invalid_tag(index);
+    tlb.entries[index].write_tag = Tlb::invalid_tag(index);
     set_bit(tlb.used, index, false);
 }
 
@@ -81,11 +81,11 @@ void fill_tlb(Cpu& cpu,
     const std::size_t index = (linear >> 12U) % Tlb::entry_count;
     TlbEntry& entry = tlb.entries[index];
     entry.read_tag = page;
-    entry.write_tag = write ? page : TlbEntry::invalid;
+    entry.write_tag = write ? page : Tlb::invalid_tag(index);
     // SAFETY: only to be added to `page` again (see `TlbEntry::addend`).
     entry.addend = reinterpret_cast<std::uintptr_t>(host) - page;
-    entry.global = result.global;
-    entry.page_shift = result.page_shift;
+    entry.host = reinterpret_cast<std::uintptr_t>(host);
+    tlb.page_shifts[index] = result.page_shift;
     set_bit(tlb.used, index, true);
     set_bit(tlb.global, index, result.global);
     set_bit(tlb.large, index, result.page_shift > 12);
@@ -130,8 +130,8 @@ void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept
         // Other 4 KiB parts of the large page that holds `linear` go with it.
         for_each_entry([&](std::size_t word) { return tlb.used[word] & tlb.large[word]; },
                        [&](std::size_t index) {
-                           const TlbEntry& entry = tlb.entries[index];
-                           if ((entry.read_tag ^ linear) >> entry.page_shift == 0) {
+                           const std::uint64_t tag = tlb.entries[index].read_tag;
+                           if ((tag ^ linear) >> tlb.page_shifts[index] == 0) {
                                drop(tlb, index);
                            }
                        });
@@ -155,8 +155,8 @@ void drop_write_translations(Cpu& cpu, const std::byte* host_page) noexcept
         for_each_entry([&](std::size_t word) { return tlb.used[word]; },
                        [&](std::size_t index) {
                            TlbEntry& entry = tlb.entries[index];
-                           if (entry.read_tag + entry.addend == host) {
-                               entry.write_tag = TlbEntry::invalid;
+                           if (entry.host == host) {
+                               entry.write_tag = Tlb::invalid_tag(index);
                            }
                        });
     }
@@ -167,7 +167,7 @@ void drop_write_translations(Cpu& cpu) noexcept
     for (Tlb& tlb : cpu.tlbs) {
         for_each_entry(
             [&](std::size_t word) { return tlb.used[word]; },
-            [&](std::size_t index) { tlb.entries[index].write_tag = TlbEntry::invalid; });
+            [&](std::size_t index) { tlb.entries[index].write_tag = Tlb::invalid_tag(index); });
     }
 }
 

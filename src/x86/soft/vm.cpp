@@ -83,7 +83,11 @@ CodePages::Entry* CodePages::find_or_add(std::uint64_t gfn)
 
 // --- vCPUs
 
-SoftVm::SoftVm(PhysicalMemory& memory) : memory_(memory) {}
+SoftVm::SoftVm(PhysicalMemory& memory, TranslationMode translation)
+    : memory_(memory),
+      translation_(translation)
+{
+}
 
 SoftVm::~SoftVm() = default;
 

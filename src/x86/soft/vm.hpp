@@ -27,6 +27,7 @@
 
 #include "x86/engine.hpp"
 #include "x86/soft/cpu.hpp"
+#include "x86/soft/translation_mode.hpp"
 
 namespace vmm::x86::soft {
 
@@ -69,7 +70,8 @@ private:
 
 class SoftVm {
 public:
-    explicit SoftVm(PhysicalMemory& memory);
+    explicit SoftVm(PhysicalMemory& memory,
+                    TranslationMode translation = default_translation_mode());
     ~SoftVm();
     SoftVm(const SoftVm&) = delete;
     SoftVm& operator=(const SoftVm&) = delete;
@@ -77,6 +79,7 @@ public:
     SoftVm& operator=(SoftVm&&) = delete;
 
     [[nodiscard]] PhysicalMemory& memory() const noexcept { return memory_; }
+    [[nodiscard]] TranslationMode translation() const noexcept { return translation_; }
 
     // --- vCPUs.  `Cpu` adds and removes itself.  Any thread.
     void add(Cpu& cpu);
@@ -174,6 +177,7 @@ private:
     [[nodiscard]] bool holds_code(std::uint64_t gpa, std::uint64_t size) noexcept;
 
     PhysicalMemory& memory_;
+    TranslationMode translation_;
     CodePages code_pages_;
     std::mutex code_mutex_;            // Changes of code_pages_ counts.  Taken after mutex_.
     std::atomic<unsigned> barrier_{};  // Orders memory writes with code page look-ups.

@@ -475,6 +475,18 @@ bool is_native_register_form(unsigned opcode, unsigned modrm) noexcept
     return (forms[opcode & 7U] >> (modrm & 0x3fU) & 1U) != 0;
 }
 
+/// FCMOVcc, FCMOVNcc.
+bool reads_flags(unsigned opcode, unsigned modrm) noexcept
+{
+    return (opcode == 0xda || opcode == 0xdb) && modrm < 0xe0;
+}
+
+/// FCOMI and its kin.
+bool writes_flags(unsigned opcode, unsigned modrm) noexcept
+{
+    return (opcode == 0xdb || opcode == 0xdf) && modrm >= 0xe8;
+}
+
 Handler select_control_register_form(unsigned opcode, unsigned modrm) noexcept
 {
     if (opcode == 0xdb) {
@@ -505,13 +517,11 @@ Handler select_register_form(const Insn& insn, Op& op)
     spec.kind = ThunkKind::X87;
     spec.opcode = insn.opcode;
     spec.modrm = insn.modrm;
-    const bool conditional = (opcode == 0xda || opcode == 0xdb) && modrm < 0xe0;
-    const bool compares = (opcode == 0xdb || opcode == 0xdf) && modrm >= 0xe8;
-    spec.flags_in = conditional;
-    spec.flags_out = compares;
-    const Handler handler = conditional ? &x87_register<true, false>
-                            : compares  ? &x87_register<false, true>
-                                        : &x87_register<false, false>;
+    spec.flags_in = reads_flags(opcode, modrm);
+    spec.flags_out = writes_flags(opcode, modrm);
+    const Handler handler = spec.flags_in    ? &x87_register<true, false>
+                            : spec.flags_out ? &x87_register<false, true>
+                                             : &x87_register<false, false>;
     return with_thunk(op, spec, handler);
 }
 
@@ -530,6 +540,23 @@ Handler select_special(const Insn& insn, const SelectContext& context, Op& op)
 }
 
 }  // namespace
+
+bool find_x87_form(const Insn& insn, X87Form& form) noexcept
+{
+    if (insn.opcode < 0xd8 || insn.opcode > 0xdf) {
+        return false;
+    }
+    form = X87Form{};
+    if (insn.mod == 3) {
+        form.flags_read = reads_flags(insn.opcode, insn.modrm);
+        form.flags_written = writes_flags(insn.opcode, insn.modrm);
+        return is_native_register_form(insn.opcode, insn.modrm);
+    }
+    const MemoryKind kind = memory_kind(insn.opcode, insn.group);
+    form.memory_size = static_cast<std::uint8_t>(memory_bytes(insn.opcode, insn.group));
+    form.writes = kind == MemoryKind::Store;
+    return kind == MemoryKind::Load || kind == MemoryKind::Store;
+}
 
 Handler select_x87(const Insn& insn, const SelectContext& context, Op& op)
 {

@@ -54,7 +54,18 @@ inline constexpr std::uint8_t fdp_on_error = 2;  ///< FDP only with an unmasked 
 inline constexpr std::uint8_t fop_on_error = 4;  ///< FOP likewise.
 }  // namespace x87_rule
 
+/// Those of the CPU that `cpuid` describes.
 [[nodiscard]] std::uint8_t x87_pointer_rules(const Cpuid& cpuid) noexcept;
+
+/// An instruction that works on the host's FPU as it is, with another address for its operand.
+struct X87Form {
+    std::uint8_t memory_size{};  ///< 0: registers only.
+    bool writes{};               ///< Memory.
+    bool flags_read{};
+    bool flags_written{};
+};
+/// The form of `insn`, an instruction of the primary map, if it has one.
+[[nodiscard]] bool find_x87_form(const Insn& insn, X87Form& form) noexcept;
 
 /// Moves the guest's state into the host's FPU.
 void fpu_load_live(Cpu& cpu) noexcept;

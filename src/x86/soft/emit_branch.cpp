@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// Near branches.  What changes more than RIP and the stack is left to the interpreter.
+///
+/// Targets are offsets from the start of the code page.  Within the page a jump is linked to its
+/// target once that is translated; beyond it the jump table of the mode is asked, whose tags say
+/// that a target is canonical and mapped as it was.  Each way out of a block looks at
+/// `Cpu::requests`.
+
+#include <limits>
+
+#include "x86/soft/build_block.hpp"
+#include "x86/soft/dispatch.hpp"
+#include "x86/soft/emitter.hpp"
+
+namespace vmm::x86::soft {
+
+namespace {
+
+const Xbyak::Reg64 guest_rsp{host_register[Rsp]};
+
+constexpr unsigned condition_le = 0x0f;
+
+}  // namespace
+
+bool BlockEmitter::emit_branch(const Insn& insn, const Op& op)
+{
+    const unsigned opcode = insn.opcode;
+    const auto immediate = static_cast<std::int64_t>(op.immediate);
+    const std::int64_t target = page_offset_ + immediate;
+    const bool is_direct = is_direct_branch(insn);
+    if (is_direct && (target > std::numeric_limits<std::int32_t>::max() ||
+                      target < std::numeric_limits<std::int32_t>::min())) {
+        return false;
+    }
+    const bool is_near = is_direct && target >= 0 && target < 4096;
+    const auto to = static_cast<std::int32_t>(target);
+    if (insn.map == OpcodeMap::Map0F || (opcode & 0xf0U) == 0x70) {
+        emit_condition(insn, to, is_near);
+        return true;
+    }
+    switch (opcode) {
+    case 0xc2:
+    case 0xc3: ended_ = emit_return(insn); return ended_;
+    case 0xe8:
+        if (is_near) {
+            push_return_address();
+            edge(to);
+        } else {
+            clobber();
+            check_requests();
+            load_target(to);
+            look_up_code();
+            call_found();
+        }
+        ended_ = true;
+        return true;
+    case 0xe9:
+    case 0xeb:
+        if (is_near) {
+            edge(to);
+        } else {
+            far_jump(to);
+        }
+        ended_ = true;
+        return true;
+    case 0xff:
+        if (insn.group != 2 && insn.group != 4) {
+            return false;
+        }
+        if (!indirect_target(insn)) {
+            return false;
+        }
+        look_up_code();
+        if (insn.group == 2) {
+            call_found();
+        } else {
+            jump_found();
+        }
+        ended_ = true;
+        return true;
+    default: return false;
+    }
+}
+
+/// Jcc.
+void BlockEmitter::emit_condition(const Insn& insn, std::int32_t target, bool is_near)
+{
+    unpark();
+    const unsigned condition = insn.opcode & condition_le;
+    if (is_near && target <= page_offset_ + op_->offset) {
+        // Backwards: most likely a loop.
+        Xbyak::Label skip;
+        jump_if(condition ^ 1U, skip);
+        const Flags flags = flags_;
+        edge(target);
+        flags_ = flags;
+        L(skip);
+        return;
+    }
+    Edge& out = edges_.emplace_back();
+    out.target = target;
+    out.flags = flags_;
+    out.step = step_;
+    out.is_far = !is_near;
+    if (out.is_far) {
+        steps_[step_].has_exit = true;
+    }
+    jump_if(condition, out.label);
+}
+
+void BlockEmitter::jump_if(unsigned condition, const Xbyak::Label& label)
+{
+    switch (condition) {
+    case 0: jo(label, T_NEAR); break;
+    case 1: jno(label, T_NEAR); break;
+    case 2: jb(label, T_NEAR); break;
+    case 3: jae(label, T_NEAR); break;
+    case 4: je(label, T_NEAR); break;
+    case 5: jne(label, T_NEAR); break;
+    case 6: jbe(label, T_NEAR); break;
+    case 7: ja(label, T_NEAR); break;
+    case 8: js(label, T_NEAR); break;
+    case 9: jns(label, T_NEAR); break;
+    case 10: jp(label, T_NEAR); break;
+    case 11: jnp(label, T_NEAR); break;
+    case 12: jl(label, T_NEAR); break;
+    case 13: jge(label, T_NEAR); break;
+    case 14: jle(label, T_NEAR); break;
+    default: jg(label, T_NEAR); break;
+    }
+}
+
+/// Goes on at `target` in the page.
+void BlockEmitter::edge(std::int32_t target)
+{
+    clobber();
+    JumpSite& site = context_.sites.emplace_back();
+    site.gfn = block_.gpa >> 12U;
+    Stub& stub = stubs_.emplace_back();
+    stub.target = target;
+    stub.site = &site;
+    cmp(state32(layout_.requests), 0);
+    jne(stub.label, T_NEAR);
+    site.jump = const_cast<std::uint8_t*>(getCurr());
+    if (target == page_offset_) {
+        jmp(start_, T_NEAR);
+    } else {
+        jmp(stub.label, T_NEAR);
+    }
+}
+
+/// Goes on at `target`, which is in another page.
+void BlockEmitter::far_jump(std::int32_t target)
+{
+    clobber();
+    check_requests();
+    load_target(target);
+    look_up_code();
+    jump_found();
+}
+
+void BlockEmitter::load_target(std::int32_t target)
+{
+    mov(r10, state(layout_.code_page));
+    if (target != 0) {
+        lea(r10, ptr[r10 + static_cast<std::size_t>(std::int64_t{target})]);
+    }
+}
+
+/// Leaves the branch to the interpreter if somebody wants the run loop.
+void BlockEmitter::check_requests()
+{
+    cmp(state32(layout_.requests), 0);
+    jne(exit_label(), T_NEAR);
+}
+
+/// r11 = the jump table's entry of the code at r10, or exit.  @pre flags are parked.
+void BlockEmitter::look_up_code()
+{
+    static_assert(sizeof(JumpEntry) == 32 && (Chain::table_size & (Chain::table_size - 1)) == 0);
+    clobber();
+    // As jump_entry() in dispatch.hpp.
+    mov(r11, r10);
+    shr(r11, 12);
+    xor_(r11, r10);
+    and_(r11d, static_cast<std::uint32_t>(Chain::table_size - 1));
+    shl(r11d, 5);
+    add(r11, state(layout_.table));
+    xor_(r10, state(layout_.salt));
+    cmp(r10, ptr[r11 + offsetof(JumpEntry, tag)]);
+    jne(exit_label(), T_NEAR);
+    xor_(r10, state(layout_.salt));
+    mov(state(layout_.rip), r10);
+}
+
+/// To the code of entry r11, which is that of r10.
+void BlockEmitter::jump_found()
+{
+    and_(r10, 0xffff'f000U);
+    mov(state(layout_.code_page), r10);
+    jmp(ptr[r11 + offsetof(JumpEntry, code)]);
+}
+
+/// The same after pushing the return address.
+void BlockEmitter::call_found()
+{
+    const std::size_t code = layout_.spare;
+    const std::size_t page = layout_.spare + 8;
+    mov(r11, ptr[r11 + offsetof(JumpEntry, code)]);
+    mov(state(code), r11);
+    and_(r10, 0xffff'f000U);
+    mov(state(page), r10);
+    push_return_address();
+    mov(r10, state(page));
+    mov(state(layout_.code_page), r10);
+    jmp(state(code));
+}
+
+void BlockEmitter::push_return_address()
+{
+    clobber();
+    lea(r10, ptr[guest_rsp - 8]);
+    look_up(8, true);
+    mov(r11, state(layout_.code_page));
+    lea(r11, ptr[r11 + static_cast<std::size_t>(page_offset_ + op_->next_offset())]);
+    mov(ptr[r10], r11);
+    lea(guest_rsp, ptr[guest_rsp - 8]);
+}
+
+/// r10 = the operand of an indirect branch.
+bool BlockEmitter::indirect_target(const Insn& insn)
+{
+    if (insn.operand_size != 8 || (insn.has_memory && !can_address(insn))) {
+        return false;
+    }
+    clobber();
+    check_requests();
+    if (insn.has_memory) {
+        host_address(insn, 8, false, 0);
+        mov(r10, ptr[r10]);
+    } else {
+        mov(r10, load(insn.rm, r10));
+    }
+    return true;
+}
+
+bool BlockEmitter::emit_return(const Insn& insn)
+{
+    if (insn.operand_size != 8) {
+        return false;
+    }
+    const auto released = insn.opcode == 0xc2 ? (insn.immediate & 0xffffU) : std::uint64_t{0};
+    clobber();
+    check_requests();
+    mov(r10, guest_rsp);
+    look_up(8, false);
+    mov(r10, ptr[r10]);
+    look_up_code();
+    lea(guest_rsp, ptr[guest_rsp + 8 + released]);
+    jump_found();
+    return true;
+}
+
+/// Behind the last instruction of the block.
+void BlockEmitter::fall_out(const Op& op)
+{
+    const auto target = page_offset_ + static_cast<std::int32_t>(op.immediate);
+    if (op.extra == linkable && target < 4096) {
+        edge(target);
+    } else {
+        far_jump(target);
+    }
+    ended_ = true;
+}
+
+}  // namespace vmm::x86::soft

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// Integer instructions with operands of their own: RAX, RDX, the stack, large immediates.
+
+#include "x86/soft/emitter.hpp"
+
+namespace vmm::x86::soft {
+
+namespace {
+
+const Xbyak::Reg64 guest_rax{host_register[Rax]};
+const Xbyak::Reg64 guest_rdx{host_register[Rdx]};
+const Xbyak::Reg64 guest_rsp{host_register[Rsp]};
+const Xbyak::Reg64 guest_rbp{host_register[Rbp]};
+
+bool is_high_byte(const Insn& insn, unsigned number) noexcept
+{
+    return !insn.has_rex && number >= 4 && number < 8;
+}
+
+}  // namespace
+
+bool BlockEmitter::emit_integer(const Insn& insn)
+{
+    if (insn.vex || insn.lock) {
+        return insn.map == OpcodeMap::Map0F && !insn.vex && emit_compare_exchange(insn);
+    }
+    const unsigned opcode = insn.opcode;
+    if (insn.map == OpcodeMap::Map0F) {
+        if (opcode == 0xb0 || opcode == 0xb1) {
+            return emit_compare_exchange(insn);
+        }
+        if (opcode >= 0xc8 && opcode <= 0xcf) {
+            return emit_byte_swap(insn);
+        }
+        return opcode == 0x0d || opcode == 0x18 || opcode == 0x1f;  // Prefetches, NOP.
+    }
+    if (insn.map != OpcodeMap::Primary) {
+        return false;
+    }
+    if (opcode < 0x40 && (opcode & 7U) >= 4 && (opcode & 7U) <= 5) {
+        return emit_accumulator(insn);
+    }
+    if (opcode >= 0x50 && opcode <= 0x57) {
+        return emit_push(insn);
+    }
+    if (opcode >= 0x58 && opcode <= 0x5f) {
+        return emit_pop(insn);
+    }
+    if (opcode >= 0xb0 && opcode <= 0xbf) {
+        return emit_move_immediate(insn);
+    }
+    switch (opcode) {
+    case 0x68:
+    case 0x6a: return emit_push(insn);
+    case 0x8d: return emit_lea(insn);
+    case 0x90:
+        if (insn.rm == 0) {
+            return true;  // NOP, PAUSE
+        }
+        [[fallthrough]];
+    case 0x91:
+    case 0x92:
+    case 0x93:
+    case 0x94:
+    case 0x95:
+    case 0x96:
+    case 0x97: return emit_accumulator(insn);  // XCHG
+    case 0x98:
+    case 0x99: return emit_convert(insn);
+    case 0xa8:
+    case 0xa9: return emit_accumulator(insn);
+    case 0xc9: return emit_leave(insn);
+    case 0xf5:
+    case 0xf8:
+    case 0xf9:
+        unpark();
+        db(static_cast<int>(opcode));  // CMC, CLC, STC
+        flags_written();
+        return true;
+    case 0xf6:
+    case 0xf7: return insn.group < 6 ? emit_multiply(insn) : emit_divide(insn);
+    case 0xff: return insn.group == 6 && emit_push(insn);
+    default: return false;
+    }
+}
+
+/// RAX without ModRM, with an immediate or (XCHG) a register: as the form with ModRM.
+bool BlockEmitter::emit_accumulator(const Insn& insn)
+{
+    Insn general = insn;
+    const bool is_byte = (insn.opcode & 1U) == 0;
+    general.mod = 3;
+    general.rm = Rax;
+    if ((insn.opcode & 0xf8U) == 0x90) {
+        general.opcode = 0x87;
+        general.reg = Rax;
+        general.rm = insn.rm;
+    } else if (insn.opcode >= 0xa8) {
+        general.opcode = is_byte ? 0xf6 : 0xf7;
+        general.group = 0;
+    } else {
+        general.opcode = is_byte ? 0x80 : 0x81;
+        general.group = insn.opcode >> 3U;
+    }
+    general.has_rex = true;  // AL in any case.
+    Form form;
+    return find_form(general, form) && emit_form(general, form);
+}
+
+bool BlockEmitter::emit_push(const Insn& insn)
+{
+    if (insn.operand_size != 8 || insn.lock) {
+        return false;
+    }
+    if (insn.opcode == 0xff && insn.has_memory) {
+        if (!can_address(insn)) {
+            return false;
+        }
+        host_address(insn, 8, false, 0);
+        mov(r11, ptr[r10]);
+        mov(state(layout_.spare), r11);
+    }
+    clobber();
+    lea(r10, ptr[guest_rsp - 8]);
+    look_up(8, true);
+    if (insn.opcode == 0x68 || insn.opcode == 0x6a) {
+        mov(qword[r10], insn.immediate);
+    } else if (insn.opcode == 0xff && insn.has_memory) {
+        mov(r11, state(layout_.spare));
+        mov(ptr[r10], r11);
+    } else {
+        mov(ptr[r10], load(insn.rm, r11));
+    }
+    lea(guest_rsp, ptr[guest_rsp - 8]);
+    return true;
+}
+
+bool BlockEmitter::emit_pop(const Insn& insn)
+{
+    if (insn.operand_size != 8) {
+        return false;
+    }
+    clobber();
+    mov(r10, guest_rsp);
+    look_up(8, false);
+    const std::uint8_t host = host_register[insn.rm];
+    if (insn.rm == Rsp) {
+        mov(guest_rsp, ptr[r10]);
+        return true;
+    }
+    const Xbyak::Reg64 to = host == spilled ? r11 : Xbyak::Reg64(host);
+    mov(to, ptr[r10]);
+    store(insn.rm, to);
+    lea(guest_rsp, ptr[guest_rsp + 8]);
+    return true;
+}
+
+bool BlockEmitter::emit_leave(const Insn& insn)
+{
+    if (insn.operand_size != 8) {
+        return false;
+    }
+    clobber();
+    mov(r10, guest_rbp);
+    look_up(8, false);
+    lea(guest_rsp, ptr[guest_rbp + 8]);
+    mov(guest_rbp, ptr[r10]);
+    return true;
+}
+
+bool BlockEmitter::emit_lea(const Insn& insn)
+{
+    if (!insn.has_memory || !can_address(insn)) {
+        return false;
+    }
+    const std::uint8_t host = host_register[insn.reg];
+    if (insn.operand_size == 8 && host != spilled) {
+        // The destination may be a source, which is read last.
+        effective_address(insn, r10);
+        mov(Xbyak::Reg64(host), r10);
+        return true;
+    }
+    effective_address(insn, r10);
+    if (insn.operand_size == 2) {
+        if (host == spilled) {
+            mov(word[r15 + std::size_t{insn.reg} * 8], r10w);
+        } else {
+            mov(Xbyak::Reg16(host), r10w);
+        }
+        return true;
+    }
+    if (insn.operand_size == 4) {
+        mov(r10d, r10d);
+    }
+    store(insn.reg, r10);
+    return true;
+}
+
+bool BlockEmitter::emit_move_immediate(const Insn& insn)
+{
+    const std::uint8_t host = host_register[insn.rm];
+    if (insn.opcode >= 0xb8 && insn.operand_size >= 4) {
+        const Xbyak::Reg64 to = host == spilled ? r11 : Xbyak::Reg64(host);
+        mov(to, insn.operand_size == 4 ? insn.immediate & 0xffff'ffffU : insn.immediate);
+        store(insn.rm, to);
+        return true;
+    }
+    if (insn.opcode >= 0xb8) {
+        if (host == spilled) {
+            mov(word[r15 + std::size_t{insn.rm} * 8], static_cast<std::uint16_t>(insn.immediate));
+        } else {
+            mov(Xbyak::Reg16(host), static_cast<std::uint16_t>(insn.immediate));
+        }
+        return true;
+    }
+    if (is_high_byte(insn, insn.rm)) {
+        return false;
+    }
+    if (host == spilled) {
+        mov(byte[r15 + std::size_t{insn.rm} * 8], static_cast<std::uint8_t>(insn.immediate));
+    } else {
+        mov(Xbyak::Reg8(host, host >= 4 && host < 8), static_cast<std::uint8_t>(insn.immediate));
+    }
+    return true;
+}
+
+/// CBW CWDE CDQE, CWD CDQ CQO.
+bool BlockEmitter::emit_convert(const Insn& insn)
+{
+    if (insn.opcode == 0x98) {
+        switch (insn.operand_size) {
+        case 2: movsx(guest_rax.cvt16(), guest_rax.cvt8()); break;
+        case 4: movsx(guest_rax.cvt32(), guest_rax.cvt16()); break;
+        default: movsxd(guest_rax, guest_rax.cvt32()); break;
+        }
+        return true;
+    }
+    if (flags_.parked) {
+        mov(r11, rax);
+    }
+    mov(rax, guest_rax);
+    switch (insn.operand_size) {
+    case 2: cwd(); break;
+    case 4: cdq(); break;
+    default: cqo(); break;
+    }
+    if (flags_.parked) {
+        mov(rax, r11);
+    }
+    return true;
+}
+
+/// MUL and IMUL of RAX.
+bool BlockEmitter::emit_multiply(const Insn& insn)
+{
+    const auto size = (insn.opcode & 1U) != 0 ? insn.operand_size : std::uint8_t{1};
+    if (size == 1 || insn.group < 4) {
+        return false;
+    }
+    Form form;
+    form.rm = Use::Read;
+    form.rm_width = size;
+    form.flags_read = true;
+    form.flags_written = true;
+    Operand rm;
+    if (insn.has_memory) {
+        if (!can_address(insn)) {
+            return false;
+        }
+        host_address(insn, size, false, 0);
+        rm = {true, 10, 0};
+    } else if (host_register[insn.rm] == spilled) {
+        rm = {true, 15, static_cast<std::int8_t>(insn.rm * 8)};
+    } else {
+        rm = {false, host_register[insn.rm], 0};
+    }
+    unpark();
+    mov(rax, guest_rax);
+    encode(insn, form, insn.group, rm, 0);
+    mov(guest_rax, rax);
+    flags_written();
+    return true;
+}
+
+/// Flags stay as they are.  What might overflow is left to the interpreter.
+bool BlockEmitter::emit_divide(const Insn& insn)
+{
+    const unsigned size = (insn.opcode & 1U) != 0 ? insn.operand_size : 1U;
+    if (size < 4) {
+        return false;
+    }
+    const auto sized = [size](const Xbyak::Reg64& reg) -> Xbyak::Reg {
+        return size == 4 ? Xbyak::Reg{reg.cvt32()} : Xbyak::Reg{reg};
+    };
+    if (insn.has_memory) {
+        if (!can_address(insn)) {
+            return false;
+        }
+        host_address(insn, size, false, 0);
+        if (size == 4) {
+            mov(r10d, dword[r10]);
+        } else {
+            mov(r10, ptr[r10]);
+        }
+    } else {
+        clobber();
+        mov(r10, load(insn.rm, r10));
+    }
+    const auto compare = [&](const Xbyak::Reg64& left, const Xbyak::Reg64& right) {
+        if (size == 4) {
+            cmp(left.cvt32(), right.cvt32());
+        } else {
+            cmp(left, right);
+        }
+    };
+    if (insn.group == 6) {
+        compare(guest_rdx, r10);
+        jae(exit_label(), T_NEAR);
+    } else {
+        // A dividend of one word, and neither 0 nor -1 as divisor.
+        mov(r11, guest_rax);
+        sar(sized(r11), static_cast<int>(size * 8U - 1U));
+        compare(r11, guest_rdx);
+        jne(exit_label(), T_NEAR);
+        lea(r11, ptr[r10 + 1]);
+        cmp(sized(r11), 1);
+        jbe(exit_label(), T_NEAR);
+    }
+    mov(r11, rax);
+    mov(rax, guest_rax);
+    if (insn.group == 6) {
+        div(sized(r10));
+    } else {
+        idiv(sized(r10));
+    }
+    mov(guest_rax, rax);
+    mov(rax, r11);
+    return true;
+}
+
+/// CMPXCHG.
+bool BlockEmitter::emit_compare_exchange(const Insn& insn)
+{
+    if (insn.opcode != 0xb0 && insn.opcode != 0xb1) {
+        return false;
+    }
+    const auto size = (insn.opcode & 1U) != 0 ? insn.operand_size : std::uint8_t{1};
+    if (!insn.has_memory || !can_address(insn) || (size == 1 && is_high_byte(insn, insn.reg))) {
+        return false;
+    }
+    Form form;
+    form.reg_width = size;
+    form.rm_width = size;
+    host_address(insn, size, true, insn.lock ? static_cast<std::uint8_t>(size - 1U) : 0);
+    const Xbyak::Reg64 source = load(insn.reg, r11);
+    mov(rax, guest_rax);
+    encode(insn, form, static_cast<unsigned>(source.getIdx()), {true, 10, 0}, 0);
+    mov(guest_rax, rax);
+    flags_written();
+    return true;
+}
+
+bool BlockEmitter::emit_byte_swap(const Insn& insn)
+{
+    if (insn.operand_size < 4) {
+        return false;
+    }
+    const Xbyak::Reg64 value = load(insn.rm, r11);
+    if (insn.operand_size == 4) {
+        bswap(value.cvt32());
+    } else {
+        bswap(value);
+    }
+    store(insn.rm, value);
+    return true;
+}
+
+}  // namespace vmm::x86::soft

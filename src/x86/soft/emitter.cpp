@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/soft/emitter.hpp"
+
+#include "x86/soft/build_block.hpp"
+#include "x86/soft/x87.hpp"
+
+namespace vmm::x86::soft {
+
+Xbyak::Address BlockEmitter::slot(unsigned guest_register)
+{
+    return ptr[r15 + std::size_t{guest_register} * 8U];
+}
+
+Xbyak::Label& BlockEmitter::exit_label()
+{
+    steps_[step_].has_exit = true;
+    return steps_[step_].exit;
+}
+
+Xbyak::Reg64 BlockEmitter::load(unsigned guest_register, const Xbyak::Reg64& scratch)
+{
+    const std::uint8_t host = host_register[guest_register];
+    if (host != spilled) {
+        return Xbyak::Reg64(host);
+    }
+    mov(scratch, slot(guest_register));
+    return scratch;
+}
+
+void BlockEmitter::store(unsigned guest_register, const Xbyak::Reg64& from)
+{
+    const std::uint8_t host = host_register[guest_register];
+    if (host == spilled) {
+        mov(slot(guest_register), from);
+    } else if (from.getIdx() != host) {
+        mov(Xbyak::Reg64(host), from);
+    }
+}
+
+void BlockEmitter::park()
+{
+    if (!flags_.parked) {
+        lahf();
+        seto(al);
+        flags_.parked = true;
+    }
+}
+
+void BlockEmitter::clobber()
+{
+    park();
+    flags_.native = false;
+}
+
+void BlockEmitter::unpark()
+{
+    if (!flags_.native) {
+        cmp(al, 0x81);  // Sets OF if al is 1.
+        sahf();
+        flags_.native = true;
+    }
+}
+
+/// Leaves the instruction to the interpreter.
+void BlockEmitter::interpret()
+{
+    clobber();
+    jmp(exit_label(), T_NEAR);
+    flags_ = {false, true};  // As C++ comes back.
+    vectors_ = 0;
+    x87_ = false;
+    steps_[step_].is_interpreted = true;
+}
+
+void BlockEmitter::emit(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size)
+{
+    // A dropped block is left through what lies here (`Translator::drop`).
+    mov(r10d, static_cast<std::uint32_t>(page_offset_));
+    xor_(r11d, r11d);
+    jmp(context_.shared.edge, T_NEAR);
+    body_ = getSize();
+    L(start_);
+    flags_ = {false, true};
+    emit_steps(bytes, cpu, code_size);
+    emit_cold();
+    emit_entries();
+    ready();
+}
+
+void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size)
+{
+    for (step_ = 0; step_ < steps_.size() && !ended_; ++step_) {
+        const Op& op = block_.ops()[step_];
+        op_ = &op;
+        Step& step = steps_[step_];
+        step.flags = flags_;
+        step.vectors = vectors_;
+        step.x87 = x87_;
+        step.is_emitted = true;
+        L(step.body);
+        if (step_ + 1 == steps_.size()) {
+            fall_out(op);
+            continue;
+        }
+        Insn insn;
+        const bool is_offered =
+            op.interpret != raise_ud && op.interpret != leave_unknown && op.length != 0 &&
+            decode(bytes.subspan(op.offset), code_size, insn) == DecodeStatus::Ok;
+        if (is_offered) {
+            fall_back(cpu, insn);
+        }
+        if (!is_offered || !emit_step(insn, op, cpu)) {
+            interpret();
+            ended_ = ended_ || (is_offered && ends_block(insn));
+        }
+    }
+}
+
+bool BlockEmitter::emit_step(const Insn& insn, const Op& op, const Cpu& cpu)
+{
+    if (is_direct_branch(insn) || (ends_block(insn) && insn.map == OpcodeMap::Primary)) {
+        return emit_branch(insn, op);
+    }
+    if (ends_block(insn)) {
+        return false;
+    }
+    Form form;
+    if (find_form(insn, form) || find_vector_form(insn, form)) {
+        return emit_form(insn, form);
+    }
+    return emit_vector_zero(insn) || emit_x87(insn, op, x87_pointer_rules(cpu.cpuid)) ||
+           emit_integer(insn);
+}
+
+/// What is rarely executed.
+void BlockEmitter::emit_cold()
+{
+    while (!edges_.empty()) {
+        Edge& out = edges_.front();
+        L(out.label);
+        flags_ = out.flags;
+        step_ = out.step;
+        if (out.is_far) {
+            far_jump(out.target);
+        } else {
+            edge(out.target);
+        }
+        edges_.pop_front();
+    }
+    for (VectorLoad& load : vector_loads_) {
+        step_ = load.step;
+        L(load.label);
+        mov(r10d, load.level);
+        call(reinterpret_cast<const void*>(context_.shared.load_vectors));
+        je(load.back, T_NEAR);
+        jmp(exit_label(), T_NEAR);
+    }
+    for (Stub& stub : stubs_) {
+        L(stub.label);
+        mov(r10d, static_cast<std::uint32_t>(stub.target));
+        mov(r11, reinterpret_cast<std::uintptr_t>(stub.site));
+        jmp(context_.shared.edge, T_NEAR);
+    }
+}
+
+void BlockEmitter::emit_entries()
+{
+    for (std::size_t i = 0; i < steps_.size(); ++i) {
+        Step& step = steps_[i];
+        const bool is_reached = i == 0 || (step.is_emitted && steps_[i - 1].has_exit);
+        if (step.is_interpreted || !is_reached) {
+            continue;
+        }
+        Xbyak::Label adapt;
+        align(4);
+        step.entry = getSize();
+        lea(r11, ptr[rip + adapt]);
+        jmp(context_.shared.enter, T_NEAR);
+        L(adapt);
+        if (step.vectors != 0) {
+            mov(r10d, step.vectors);
+            call(reinterpret_cast<const void*>(context_.shared.load_vectors));
+            step.has_exit = true;
+            jne(step.exit, T_NEAR);
+        }
+        flags_ = {false, true};
+        if (step.x87) {
+            step_ = i;
+            check_x87();
+        }
+        if (step.flags.native) {
+            unpark();
+        }
+        jmp(step.body, T_NEAR);
+    }
+    for (std::size_t i = 0; i < steps_.size(); ++i) {
+        if (steps_[i].has_exit) {
+            L(steps_[i].exit);
+            mov(r11, reinterpret_cast<std::uintptr_t>(&block_.ops()[i]));
+            mov(r10d, static_cast<std::uint32_t>(page_offset_));
+            jmp(context_.shared.exit, T_NEAR);
+        }
+    }
+}
+
+}  // namespace vmm::x86::soft

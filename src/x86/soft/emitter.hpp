@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// From a decoded block to host code.
+///
+/// Where guest state is while translated code runs:
+/// - r15 points to `Cpu`; rsp is the host's stack, as it was when the code was entered.
+/// - Guest registers are in host registers (`host_register`), the others stay in `CpuState::gpr`.
+/// - Arithmetic flags are in the host's flags (*native*), or in ax as LAHF and SETO leave them
+///   (*parked*: what `Cpu::arithmetic_flags` has), or both: known at each place.  At the start of a
+///   block they are parked.
+/// - r10 and r11 are free between instructions.
+/// - YMM registers are in the host's once `TranslatedState::vectors` says so.
+/// - RIP is known as an offset in the page; `TranslatedState::code_page` has the page.
+///
+/// An instruction that cannot go on before it has changed anything (its address is not in the TLB,
+/// a division would overflow …) *exits*: all state goes back to `Cpu`, and the interpreter executes
+/// it, from its start.  The operation behind it enters translated code again.  Translated code has
+/// the signature of a `Handler` and leaves by a jump to another: it is never on the stack when
+/// something throws.
+
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include <xbyak/xbyak.h>
+
+#include "x86/soft/block.hpp"
+#include "x86/soft/cpu.hpp"
+#include "x86/soft/insn.hpp"
+
+namespace vmm::x86::soft {
+
+/// Where translated code finds the parts of `Cpu`: distances in bytes.
+struct CpuLayout {
+    explicit CpuLayout(const Cpu& cpu) noexcept;
+
+    std::size_t rip;
+    std::size_t block_rip;
+    std::size_t flags;
+    std::size_t current;
+    std::size_t tlb;
+    std::size_t requests;
+    std::size_t table;
+    std::size_t salt;
+    std::size_t code_page;
+    std::size_t vectors;
+    std::size_t spare;
+    std::size_t cr0;
+    std::size_t cr4;
+    std::size_t xcr0;
+    std::size_t ymm;
+    std::size_t mxcsr;
+    std::size_t host_mxcsr;
+    std::size_t mxcsr_live;
+    std::size_t x87;
+    std::size_t x87_live;
+    std::array<std::size_t, 6> segment_base{};
+};
+
+/// A jump to another block of the same page, which leads there once that is translated.
+struct JumpSite {
+    std::uint8_t* jump{};  ///< Its `jmp rel32`, in writable memory.
+    std::uint64_t gfn{};
+};
+
+/// Code that all blocks share, in writable memory.
+struct SharedCode {
+    const std::uint8_t* enter{};  ///< From C++; r11: where to go on.
+    const std::uint8_t* exit{};   ///< r11: the operation, r10: offset of its block in the page.
+    const std::uint8_t* edge{};   ///< r11: `JumpSite` or 0, r10: offset of the target.
+    const std::uint8_t* untranslated{};  ///< `CpuState::rip` is the target.
+    const std::uint8_t* load_vectors{};  ///< r10: level wanted; answers ZF.
+};
+
+struct EmitterContext {
+    CpuLayout layout;
+    SharedCode shared{};
+    std::deque<JumpSite> sites{};
+    bool bmi2{};
+    bool avx{};
+};
+
+inline constexpr std::uint8_t spilled = 0xff;
+/// RAX makes room for parked flags, RSP for the host's; what is left goes by how seldom compilers
+/// use a register.
+inline constexpr std::array<std::uint8_t, 16> host_register{
+    8, 1, 2, 3, 9, 5, 6, 7, spilled, spilled, spilled, spilled, 12, 13, 14, spilled};
+
+/// How an instruction uses an operand.
+enum class Use : std::uint8_t { None, Read, Write, ReadWrite };
+
+[[nodiscard]] constexpr bool reads(Use use) noexcept
+{
+    return use == Use::Read || use == Use::ReadWrite;
+}
+[[nodiscard]] constexpr bool writes(Use use) noexcept
+{
+    return use == Use::Write || use == Use::ReadWrite;
+}
+
+/// What an instruction does that is executed as itself, with other registers (emit_form.cpp).
+struct Form {
+    Use reg{};
+    Use rm{};
+    Use vvvv{};
+    std::uint8_t reg_width{};  ///< In bytes; 0: a vector register.
+    std::uint8_t rm_width{};   ///< The same for a register; memory: bytes accessed.
+    std::uint8_t immediate_size{};
+    bool flags_read{};
+    bool flags_written{};      ///< Those not written keep their value, if `flags_read` is set.
+    bool needs_register{};     ///< With rm in memory the instruction would do something else.
+    std::uint8_t vectors{};    ///< `TranslatedState::vectors` needed.
+    std::uint8_t alignment{};  ///< Mask: an address with these bits is left to the interpreter.
+};
+
+/// The form of `insn`, if it has one.
+[[nodiscard]] bool find_form(const Insn& insn, Form& form) noexcept;
+/// The same for vector instructions (emit_vector.cpp).
+[[nodiscard]] bool find_vector_form(const Insn& insn, Form& form) noexcept;
+
+/// Emits code that all blocks share.
+class SharedEmitter : public Xbyak::CodeGenerator {
+public:
+    SharedEmitter(const EmitterContext& context, std::uint8_t* at, std::size_t size)
+        : CodeGenerator{size, at},
+          context_(context)
+    {
+    }
+    /// `take_edge`: a function like a handler, with a `JumpSite*` in place of the operation.
+    [[nodiscard]] SharedCode emit(const void* take_edge);
+
+private:
+    void emit_enter();
+    void store_state();
+    void save_vectors();
+    void restore_host();
+    void emit_load_vectors();
+
+    const EmitterContext& context_;
+};
+
+/// Emits one block.
+class BlockEmitter : public Xbyak::CodeGenerator {
+public:
+    /// `instructions`: decoded anew, one for each operation that is one; `translatable` says which
+    /// may be looked at.
+    BlockEmitter(EmitterContext& context, std::uint8_t* at, std::size_t size, Block& block)
+        : CodeGenerator{size, at},
+          context_(context),
+          layout_(context.layout),
+          block_(block),
+          page_offset_(static_cast<std::int32_t>(block.gpa & 0xfffU)),
+          steps_(block.op_count)
+    {
+    }
+
+    /// @param bytes  of the block.
+    /// @param cpu  whose CPUID says which instructions exist.
+    void emit(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
+
+    // --- Results, as offsets in the code.
+    [[nodiscard]] std::size_t body() const noexcept { return body_; }
+    /// Where C++ enters at operation `index`; 0 where it does not.
+    [[nodiscard]] std::size_t entry(std::size_t index) const { return steps_[index].entry; }
+
+private:
+    struct Flags {
+        bool native{};
+        bool parked{};
+    };
+    /// One operation.
+    struct Step {
+        Xbyak::Label exit{};
+        Xbyak::Label body{};
+        Flags flags{};           ///< At its start.
+        std::uint8_t vectors{};  ///< The same.
+        bool x87{};
+        bool has_exit{};
+        bool is_interpreted{};
+        bool is_emitted{};
+        std::size_t entry{};
+    };
+    /// An edge to another block of the page, out of line.
+    struct Edge {
+        Xbyak::Label label{};
+        std::int32_t target{};
+        Flags flags{};
+        std::size_t step{};
+        bool is_far{};
+    };
+    struct Stub {
+        Xbyak::Label label{};
+        std::int32_t target{};
+        JumpSite* site{};
+    };
+    struct VectorLoad {
+        Xbyak::Label label{};
+        Xbyak::Label back{};
+        std::uint8_t level{};
+        std::size_t step{};
+    };
+
+    // emitter.cpp
+    void emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
+    [[nodiscard]] bool emit_step(const Insn& insn, const Op& op, const Cpu& cpu);
+    void emit_cold();
+    void emit_entries();
+    void interpret();
+
+    [[nodiscard]] Xbyak::Address state(std::size_t offset) { return ptr[r15 + offset]; }
+    [[nodiscard]] Xbyak::Address state32(std::size_t offset) { return dword[r15 + offset]; }
+    [[nodiscard]] Xbyak::Address slot(unsigned guest_register);
+    [[nodiscard]] Xbyak::Label& exit_label();
+    /// The guest's register in a host register: its own, or `scratch`, loaded.
+    [[nodiscard]] Xbyak::Reg64 load(unsigned guest_register, const Xbyak::Reg64& scratch);
+    void store(unsigned guest_register, const Xbyak::Reg64& from);
+    /// Flags are parked, and the host's may be overwritten.
+    void park();
+    void clobber();
+    void unpark();
+    void flags_written() noexcept { flags_ = {true, false}; }
+
+    // Memory (emit_memory.cpp).
+    [[nodiscard]] bool can_address(const Insn& insn) const noexcept;
+    void effective_address(const Insn& insn, const Xbyak::Reg64& to);
+    /// r10 = the host address of the memory operand, or exit.
+    void host_address(const Insn& insn, std::size_t size, bool write, std::uint8_t alignment);
+    /// r10 = host address of linear address r10, or exit.
+    void look_up(std::size_t size, bool write);
+    void ensure_vectors(std::uint8_t level);
+
+    // Instructions as themselves (emit_form.cpp).
+    struct Operand {
+        bool memory{};
+        std::uint8_t number{};  ///< Host register, or base of the address.
+        std::int8_t displacement{};
+    };
+    [[nodiscard]] bool emit_form(const Insn& insn, const Form& form);
+    void encode(const Insn& insn, const Form& form, unsigned reg, Operand rm, unsigned vvvv);
+
+    // Vector instructions without operands (emit_vector.cpp).
+    [[nodiscard]] bool emit_vector_zero(const Insn& insn);
+
+    // x87 (emit_x87.cpp).
+    void check_x87();
+    [[nodiscard]] bool emit_x87(const Insn& insn, const Op& op, unsigned rules);
+
+    // Others (emit_integer.cpp).
+    [[nodiscard]] bool emit_integer(const Insn& insn);
+    [[nodiscard]] bool emit_push(const Insn& insn);
+    [[nodiscard]] bool emit_pop(const Insn& insn);
+    [[nodiscard]] bool emit_lea(const Insn& insn);
+    [[nodiscard]] bool emit_move_immediate(const Insn& insn);
+    [[nodiscard]] bool emit_convert(const Insn& insn);
+    [[nodiscard]] bool emit_multiply(const Insn& insn);
+    [[nodiscard]] bool emit_divide(const Insn& insn);
+    [[nodiscard]] bool emit_compare_exchange(const Insn& insn);
+    [[nodiscard]] bool emit_byte_swap(const Insn& insn);
+    [[nodiscard]] bool emit_leave(const Insn& insn);
+    [[nodiscard]] bool emit_accumulator(const Insn& insn);
+
+    // Branches (emit_branch.cpp).
+    [[nodiscard]] bool emit_branch(const Insn& insn, const Op& op);
+    void emit_condition(const Insn& insn, std::int32_t target, bool is_near);
+    void jump_if(unsigned condition, const Xbyak::Label& label);
+    void edge(std::int32_t target);
+    void far_jump(std::int32_t target);
+    void load_target(std::int32_t target);
+    void check_requests();
+    void look_up_code();
+    void jump_found();
+    void call_found();
+    void push_return_address();
+    [[nodiscard]] bool indirect_target(const Insn& insn);
+    [[nodiscard]] bool emit_return(const Insn& insn);
+    void fall_out(const Op& op);
+
+    EmitterContext& context_;
+    const CpuLayout& layout_;
+    Block& block_;
+    std::int32_t page_offset_;
+    std::vector<Step> steps_;
+    std::size_t step_{};  ///< The one being emitted.
+    const Op* op_{};
+    Flags flags_{};
+    std::uint8_t vectors_{};
+    bool x87_{};    ///< `check_x87()` has been passed.
+    bool ended_{};  ///< Nothing falls through to the next step.
+    std::deque<Edge> edges_;
+    std::deque<Stub> stubs_;
+    std::deque<VectorLoad> vector_loads_;
+    Xbyak::Label start_;
+    std::size_t body_{};
+};
+
+}  // namespace vmm::x86::soft
