@@ -27,7 +27,6 @@ bool has(StateGroup groups, StateGroup one) noexcept
 /// The XSAVE area in the standard format.  SDM Vol. 1 "XSAVE Area".
 struct XsaveArea {
     static constexpr std::size_t mxcsr = 24;
-    static constexpr std::size_t st = 32;
     static constexpr std::size_t xmm = 160;
     static constexpr std::size_t header = 512;
     static constexpr std::size_t ymm_high = 576;

@@ -342,7 +342,7 @@ private:
     /// Runs the follower to where the leader is.
     bool follow(const EngineExit& led) noexcept
     {
-        constexpr unsigned patience = 500;
+        constexpr unsigned patience = 50;
         const EngineExit* followed = &follower_->enter();
         for (unsigned kicks = 0; followed->reason == Reason::Interrupted && kicks < patience;
              ++kicks) {

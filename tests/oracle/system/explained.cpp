@@ -64,6 +64,23 @@ std::string explanation(const Guest& guest, const std::string& report)
         return "a KVM without hardware takes the RPL of a gate's selector over (SDM Vol. 3A "
                "\"Privilege Levels\": CPL is in bits 1:0 of CS)";
     }
+    if (has_piece(guest, "sysret") && guest.mode == Mode::Real) {
+        return "SYSRET in real mode with EFER.SCE = 0: QEMU's CPU raises #GP (SDM Vol. 2B "
+               "\"SYSRET\": "
+               "#UD)";
+    }
+    if (has_piece(guest, "sysexit") && report.find("| 0x801b\n") != std::string::npos) {
+        return "SYSEXIT in long mode of an AMD CPU: QEMU's executes it (APM Vol. 3 \"SYSEXIT\": "
+               "#UD)";
+    }
+    if (has_piece(guest, "iret") && fields.size() == 1 && fields.front().find("  memory ") == 0) {
+        return "a KVM without hardware checks SS of an IRET before CS (SDM Vol. 2A \"IRET\": "
+               "after), "
+               "so another error code is pushed where both are bad";
+    }
+    if (has_piece(guest, "clts") && fields.size() == 1 && fields.front().find("  cr0 ") == 0) {
+        return "CLTS of a KVM without hardware clears CR0.WP too";
+    }
     const bool int_refused = has_piece(guest, "int n") && guest.pieces.size() == 1 &&
                              report.find("  rip          ") != std::string::npos &&
                              report.find("| 0x801b\n") != std::string::npos;

@@ -134,7 +134,9 @@ Outcome Machine::follow()
         if (const auto* difference = exit.get_if<Difference>()) {
             std::string report{difference->report};
             instance_.reset();
-            const bool unsupported = report.find("| internal error") != std::string::npos;
+            // Or it never came to its exit.
+            const bool unsupported = report.find("| internal error") != std::string::npos ||
+                                     report.find("| interrupted") != std::string::npos;
             return {unsupported ? Outcome::Kind::Unsupported : Outcome::Kind::Differ,
                     std::move(report)};
         }

@@ -20,7 +20,7 @@ struct Outcome {
     enum class Kind : std::uint8_t {
         Agree,
         Differ,
-        Unsupported,  ///< KVM met an instruction that its emulator does not know.
+        Unsupported,  ///< KVM met what its emulator does not know, or came to no exit in a second.
         Endless,      ///< The guest loops: kicked, and compared up to then.
     } kind{};
     std::string report{};
