@@ -70,6 +70,10 @@ const char* why_not_judged(const Case& each,
     if (verdict.not_judged != nullptr) {
         return verdict.not_judged;
     }
+    if (native.ending == 1 && native.out.rip == exit_64 && engine.ending == ReachedExit &&
+        engine.in_32) {
+        return "TF was set on the way to the exit of 32-bit code";
+    }
     if (engine.ending == ReachedOther) {
         return "it leads to an exit that is code of another size";
     }
