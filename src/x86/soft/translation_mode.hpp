@@ -15,7 +15,7 @@ enum class TranslationMode : std::uint8_t {
     Stress,  ///< Translates what is executed once, has little memory, flushes TLBs at random.
 };
 
-/// On, unless the environment has VMM_SOFT=interpreter or VMM_SOFT=stress.
+/// Off, unless the environment has VMM_SOFT=translator or VMM_SOFT=stress.
 [[nodiscard]] TranslationMode default_translation_mode() noexcept;
 
 }  // namespace vmm::x86::soft

@@ -34,7 +34,7 @@ TranslationMode default_translation_mode() noexcept
     if (name == "stress") {
         return TranslationMode::Stress;
     }
-    return name == "interpreter" ? TranslationMode::Off : TranslationMode::On;
+    return name == "translator" ? TranslationMode::On : TranslationMode::Off;
 }
 
 std::unique_ptr<Translator> Translator::create(Cpu& cpu, TranslationMode mode)
