@@ -23,7 +23,7 @@ constexpr OpcodeSet full_one_byte{0x2020, 0x2020, 0x2020, 0x2020, 0,      0, 0x0
 
 bool holds(const OpcodeSet& set, unsigned opcode) noexcept
 {
-    return ((set[opcode >> 4U] >> (opcode & 15U)) & 1U) != 0;
+    return ((unsigned{set[opcode >> 4U]} >> (opcode & 15U)) & 1U) != 0;
 }
 
 class Reader {
