@@ -17,6 +17,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "core/small_vm.hpp"
 #include "effort.hpp"
 #include "oracle/system/explained.hpp"
 #include "oracle/system/machine.hpp"
@@ -41,6 +42,12 @@ TEST(SystemOracle, SoftDoesWhatKvmDoes)
 {
     if (const auto kvm = Kvm::open({.engine = Engine::Kvm}); !kvm) {
         GTEST_SKIP() << kvm.error().message();
+    }
+    // A KVM without hardware behind it is an emulator, which does less than a CPU where the guest
+    // does what it must not: of its differences a person must say who is right.
+    if (std::getenv("VMM_SYSTEM_GUESTS") == nullptr && test::is_emulated_kvm(Engine::Kvm)) {
+        GTEST_SKIP()
+            << "this KVM has no hardware behind it; VMM_SYSTEM_GUESTS=400 compares all the same";
     }
     const std::uint64_t count = test::effort("VMM_SYSTEM_GUESTS", 400);
     const std::uint64_t first = test::effort("VMM_SYSTEM_SEED", 1);
