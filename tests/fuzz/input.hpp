@@ -30,7 +30,9 @@ public:
         static_assert(std::is_integral_v<T>);
         T value{};
         const std::size_t size = std::min(sizeof(T), bytes_.size());
-        std::memcpy(&value, bytes_.data(), size);
+        if (size != 0) {  // An empty span may have a null pointer, which memcpy must not be given.
+            std::memcpy(&value, bytes_.data(), size);
+        }
         bytes_ = bytes_.subspan(size);
         return value;
     }

@@ -16,11 +16,7 @@ namespace vmm::oracle {
 namespace {
 
 /// How many cases fit into a minute of this build.
-#if defined(__SANITIZE_ADDRESS__) || defined(VMM_ORACLE_SANITIZED)
-constexpr std::uint64_t usual_cases = 150'000;
-#else
 constexpr std::uint64_t usual_cases = 600'000;
-#endif
 
 class OracleTest : public testing::Test {
 protected:
