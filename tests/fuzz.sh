@@ -9,7 +9,7 @@
 #     tests/fuzz.sh --list                 names the targets
 #
 # A corpus grows in build/fuzz/corpus/TARGET from run to run.  An input that breaks something is left in
-# build/fuzz/found/TARGET; put it into tests/fuzz/regressions/TARGET when it is fixed, and every build replays it.
+# build/fuzz/found/TARGET; put it into tests/fuzz/regressions/TARGET when it is fixed: builds without sanitizers replay it.
 # Ends with "N passed, M failed"; exit status 0 if none failed.
 
 set -euo pipefail
