@@ -71,41 +71,32 @@ run_preset() {
     total=$((total + ${counts#* }))
 }
 
+run_script() { # NAME [ARGUMENT…]
+    local name=$1 log=$logs/$1.log line passed_now failed_now
+    shift
+    echo "==> $name"
+    "$root/tests/$name" "$@" | tee "$log" || true
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" || true)
+    if [[ -z $line ]]; then
+        summary+=("$name: came to no end")
+        broken=1
+        return
+    fi
+    summary+=("$name: $line")
+    read -r passed_now _ failed_now _ <<<"$line"
+    failed=$((failed + failed_now))
+    total=$((total + passed_now + failed_now))
+}
+
 started=$SECONDS
 for preset in "${presets[@]}"; do
     run_preset "$preset"
 done
 
-# What guests do, by booting Debian's kernel on the release build; a part of the whole only.
+# The scripts beside this one, which end with "N passed, N failed"; parts of the whole only.
 if [[ $# -eq 0 ]]; then
-    echo "==> guests"
-    if "$root/tests/guest.sh" | tee "$logs/guest.log"; then :; fi
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/guest.log" || true)
-    if [[ -z $line ]]; then
-        summary+=("guests: tests/guest.sh came to no end")
-        broken=1
-    else
-        summary+=("guests: $line")
-        read -r guest_passed _ guest_failed _ <<<"$line"
-        failed=$((failed + guest_failed))
-        total=$((total + guest_passed + guest_failed))
-    fi
-fi
-
-# Bad input: ten targets, two at a time.
-if [[ $# -eq 0 ]]; then
-    echo "==> fuzz"
-    if "$root/tests/fuzz.sh" --seconds "${VMM_FUZZ_SECONDS:-30}" | tee "$logs/fuzz.log"; then :; fi
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$logs/fuzz.log" || true)
-    if [[ -z $line ]]; then
-        summary+=("fuzz: tests/fuzz.sh came to no end")
-        broken=1
-    else
-        summary+=("fuzz: $line")
-        read -r fuzz_passed _ fuzz_failed _ <<<"$line"
-        failed=$((failed + fuzz_failed))
-        total=$((total + fuzz_passed + fuzz_failed))
-    fi
+    run_script guest.sh
+    run_script fuzz.sh --seconds "${VMM_FUZZ_SECONDS:-30}"
 fi
 
 echo

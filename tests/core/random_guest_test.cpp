@@ -3,49 +3,21 @@
 // Guests of random bytes: whatever they do, the process lives and `run()` returns.
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <random>
-#include <thread>
 
 #include <gtest/gtest.h>
 
 #include "core/small_vm.hpp"
+#include "metronome.hpp"
 
 namespace vmm {
 namespace {
 
 using test::SmallVm;
 using Random = std::mt19937_64;
-
-/// Kicks a vCPU again and again, so that a guest that loops for ever comes back.
-class Metronome {
-public:
-    explicit Metronome(Vcpu::Kicker kicker)
-        : thread_{[this, kicker] {
-              while (!done_.load()) {
-                  std::this_thread::sleep_for(std::chrono::microseconds{500});
-                  kicker.kick();
-              }
-          }}
-    {
-    }
-    Metronome(const Metronome&) = delete;
-    Metronome& operator=(const Metronome&) = delete;
-    Metronome(Metronome&&) = delete;
-    Metronome& operator=(Metronome&&) = delete;
-    ~Metronome()
-    {
-        done_.store(true);
-        thread_.join();
-    }
-
-private:
-    std::atomic<bool> done_{};
-    std::thread thread_;
-};
 
 std::uint64_t interesting(Random& random)
 {
@@ -175,7 +147,7 @@ TEST_P(RandomGuests, NeverHarmTheProcess)
         fill_code(small, random);
         Vcpu vcpu = small.vcpu();
         set_mode(small, vcpu, GetParam(), random);
-        const Metronome metronome{vcpu.kicker()};
+        const test::Metronome metronome{vcpu.kicker(), std::chrono::microseconds{500}};
         run_for_a_while(vcpu, random);
         if (HasFatalFailure()) {
             return;

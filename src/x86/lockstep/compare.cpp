@@ -66,6 +66,14 @@ private:
     std::string text_;
 };
 
+template <typename T>
+T word(std::span<const std::byte> from, std::size_t at) noexcept
+{
+    T value;
+    std::memcpy(&value, from.data() + at, sizeof value);
+    return value;
+}
+
 void compare_fpu(Differences& out, const CpuState& a, const CpuState& b)
 {
     out.field("mxcsr", a.fpu.mxcsr, b.fpu.mxcsr);
@@ -75,12 +83,17 @@ void compare_fpu(Differences& out, const CpuState& a, const CpuState& b)
                   std::to_integer<unsigned>(b.fpu.x87[i]));
     }
     for (std::size_t i = 0; i < 8; ++i) {
-        const bool same =
-            std::memcmp(a.fpu.x87.data() + 32 + 16 * i, b.fpu.x87.data() + 32 + 16 * i, 10) == 0;
-        out.field(fmt::format("st{}", i), same ? 0U : 1U, 0U);
+        const std::size_t at = 32 + 16 * i;  // Of ten bytes: the significand, then the rest.
+        out.field(fmt::format("st{}", i), word<std::uint64_t>(a.fpu.x87, at),
+                  word<std::uint64_t>(b.fpu.x87, at));
+        out.field(fmt::format("st{}.exponent", i), word<std::uint16_t>(a.fpu.x87, at + 8),
+                  word<std::uint16_t>(b.fpu.x87, at + 8));
     }
     for (std::size_t i = 0; i < 16; ++i) {
-        out.field(fmt::format("ymm{}", i), a.fpu.ymm[i] == b.fpu.ymm[i] ? 0U : 1U, 0U);
+        for (std::size_t at = 0; at < a.fpu.ymm[i].size(); at += 8) {
+            out.field(fmt::format("ymm{}[{}]", i, at), word<std::uint64_t>(a.fpu.ymm[i], at),
+                      word<std::uint64_t>(b.fpu.ymm[i], at));
+        }
     }
 }
 

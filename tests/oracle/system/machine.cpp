@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <string_view>
 #include <utility>
 
+#include "metronome.hpp"
 #include "x86/cpuid.hpp"
 
 namespace vmm::oracle {
@@ -18,37 +18,6 @@ struct Machine::Instance {
     Vm vm;
     Vcpu vcpu;
 };
-
-namespace {
-
-/// Kicks now and then, so that a guest that loops for ever comes back.
-class Metronome {
-public:
-    explicit Metronome(Vcpu::Kicker kicker)
-        : thread_{[this, kicker = std::move(kicker)] {
-              while (!done_.load()) {
-                  std::this_thread::sleep_for(std::chrono::milliseconds{20});
-                  kicker.kick();
-              }
-          }}
-    {
-    }
-    Metronome(const Metronome&) = delete;
-    Metronome& operator=(const Metronome&) = delete;
-    Metronome(Metronome&&) = delete;
-    Metronome& operator=(Metronome&&) = delete;
-    ~Metronome()
-    {
-        done_.store(true);
-        thread_.join();
-    }
-
-private:
-    std::atomic<bool> done_{};
-    std::thread thread_;
-};
-
-}  // namespace
 
 Machine::Machine(Engine leader, Engine follower)
     : options_{.engine = leader, .lockstep = follower},
@@ -168,7 +137,8 @@ Outcome Machine::run(const Guest& guest)
         start();
     }
     set_state(guest);
-    const Metronome metronome{instance_->vcpu.kicker()};
+    // Now and then: each kick is an exit that both engines must come to.
+    const test::Metronome metronome{instance_->vcpu.kicker(), std::chrono::milliseconds{20}};
     return follow();
 }
 
