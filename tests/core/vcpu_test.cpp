@@ -505,18 +505,19 @@ TEST_P(VcpuTest, ASignalOfTheProgramsIsHandledAndTheGuestGoesOn)
     Vcpu vcpu = small.vcpu();
     ASSERT_TRUE(vcpu.run()->is<PortWrite>());
     signals_counted.store(0);
-    auto* const old = std::signal(SIGUSR1, &count_signal);
+    std::signal(SIGUSR1, &count_signal);  // For good: the last one may still be on its way.
     std::thread other{[runner = ::pthread_self(), kicker = vcpu.kicker()] {
-        ::pthread_kill(runner, SIGUSR1);
+        // More than one: the thread sanitizer's runtime holds a signal back until the thread makes
+        // a call, and one that comes just before KVM_RUN would wait for ever.
         while (signals_counted.load() == 0) {
+            ::pthread_kill(runner, SIGUSR1);
             std::this_thread::yield();
         }
         kicker.kick();
     }};
     EXPECT_TRUE(vcpu.run()->is<Interrupted>());
     other.join();
-    EXPECT_EQ(signals_counted.load(), 1);
-    std::signal(SIGUSR1, old);
+    EXPECT_GE(signals_counted.load(), 1);
 }
 
 TEST_P(VcpuTest, AnInjectedExceptionHasItsErrorCode)
