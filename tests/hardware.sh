@@ -174,9 +174,13 @@ END
 "run_$machine" &
 child=$!
 # What the program prints, as it comes; the carriage returns are the line's, not its.
-tail -n +1 -f --pid="$child" -s 0.2 "$output" | tr -d '\r' | while IFS= read -r line; do
+tail -n +1 -f --pid="$child" -s 0.2 "$output" | stdbuf -oL tr -d '\r' | while IFS= read -r line; do
     case $line in
-    'vmm-status: '*) echo "${line#*: }" >"$work/status" ;;
+    *'vmm-status: '*)
+        # Behind what the program's last line is, if that has no end.
+        printf '%s' "${line%vmm-status: *}"
+        echo "${line##*vmm-status: }" >"$work/status"
+        ;;
     *) printf '%s\n' "$line" ;;
     esac
 done

@@ -31,7 +31,7 @@ constexpr std::uint8_t control_low_writable = 0x02;   // BM_RLD
 constexpr std::uint8_t control_high_writable = 0x1c;  // SLP_TYP
 constexpr std::uint8_t control_high_sleep = 0x20;     // SLP_EN
 
-constexpr std::uint64_t second_ns = 1'000'000'000;
+constexpr std::uint64_t ns_per_second = 1'000'000'000;
 
 void set_byte(std::uint16_t& target, std::uint64_t index, std::uint8_t value) noexcept
 {
@@ -189,8 +189,8 @@ std::uint64_t AcpiPm::ticks_locked() const
 {
     // In two parts, so that no product overflows within 500 years.
     const std::uint64_t elapsed = timers_.now_ns() - start_ns_;
-    return elapsed / second_ns * acpi_pm_timer_hz +
-           elapsed % second_ns * acpi_pm_timer_hz / second_ns;
+    return elapsed / ns_per_second * acpi_pm_timer_hz +
+           elapsed % ns_per_second * acpi_pm_timer_hz / ns_per_second;
 }
 
 /// Ticks from one change of the most significant bit to the next.
@@ -222,7 +222,8 @@ void AcpiPm::update_locked()
     const std::uint64_t ticks = ticks_locked();
     const std::uint64_t left = next_carry_tick_ > ticks ? next_carry_tick_ - ticks : 0;
     // Rounded up, so that the carry has happened when the timer expires.
-    const std::uint64_t wait_ns = (left * second_ns + acpi_pm_timer_hz - 1) / acpi_pm_timer_hz + 1;
+    const std::uint64_t wait_ns =
+        (left * ns_per_second + acpi_pm_timer_hz - 1) / acpi_pm_timer_hz + 1;
     timer_->arm(timers_.now_ns() + wait_ns);
 }
 

@@ -25,10 +25,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -148,19 +150,22 @@ private:
     [[nodiscard]] const Entry& last_not_above(std::uint64_t key) const noexcept
     {
         const Entry* at = entries_.data();
-        std::size_t count = entries_.size();
-        if (count <= few) {
+        if (entries_.size() == 1) {
+            return *at;
+        }
+        if (entries_.size() <= few) {
             // Sums do not wait for one another as steps of a search do.
             std::size_t not_above = 0;
-            for (std::size_t i = 1; i < count; ++i) {
-                not_above += static_cast<std::size_t>(at[i].first <= key);
+            for (const std::uint64_t first : later_firsts_) {
+                not_above += static_cast<std::size_t>(first <= key);
             }
-            return at[not_above];
+            // The greatest key is not below the places that no entry has.
+            return at[std::min(not_above, entries_.size() - 1)];
         }
         // A key below the first entry wraps into the last piece, and is contained in nothing.
         const Piece& piece = pieces_[std::min((key - origin_) >> shift_, last_piece_)];
         at += piece.from;
-        count = piece.count;
+        std::size_t count = piece.count;
         while (count > 1) {
             const std::size_t half = count / 2;
             // Arithmetic and not a choice: compilers make a branch of a choice.
@@ -173,6 +178,10 @@ private:
     void make_index()
     {
         if (entries_.size() <= few) {
+            later_firsts_.fill(std::numeric_limits<std::uint64_t>::max());
+            for (std::size_t i = 1; i < entries_.size(); ++i) {
+                later_firsts_[i - 1] = entries_[i].first;
+            }
             return;
         }
         origin_ = entries_.front().first;
@@ -215,6 +224,8 @@ private:
     static constexpr std::size_t few = 8;
 
     std::vector<Entry> entries_;  // Sorted, disjoint.
+    std::array<std::uint64_t, few - 1>
+        later_firsts_{};  // Of at most `few` entries, without the first.
     std::vector<Piece> pieces_;
     std::uint64_t origin_{};
     std::uint64_t last_piece_{};

@@ -32,7 +32,7 @@ constexpr std::uint32_t start_info_magic = 0x336e'c578;
 constexpr std::uint64_t elf_cmdline_most = 2047;  // Linux's COMMAND_LINE_SIZE, less the NUL.
 constexpr std::uint64_t elf_initrd_last = 0x7fff'ffff;
 
-struct Segment {
+struct LoadSegment {
     std::uint32_t type{};
     std::uint64_t offset{};
     std::uint64_t paddr{};
@@ -43,7 +43,7 @@ struct Segment {
 struct Image {
     bool is_64{};
     std::uint64_t entry{};
-    std::vector<Segment> loads{};
+    std::vector<LoadSegment> loads{};
     std::optional<std::uint64_t> pvh_entry{};
     std::uint64_t first{};  ///< Lowest address of the loads.
     std::uint64_t end{};    ///< One past their highest.
@@ -122,10 +122,10 @@ Result<FileHeader> parse_file_header(std::span<const std::byte> file)
     return header;
 }
 
-Segment parse_segment(std::span<const std::byte> file, const FileHeader& header, unsigned index)
+LoadSegment parse_segment(std::span<const std::byte> file, const FileHeader& header, unsigned index)
 {
     const auto at = header.table + std::uint64_t{index} * header.entry_bytes;
-    Segment segment;
+    LoadSegment segment;
     segment.type = read_le<std::uint32_t>(file, at).value_or(0);
     if (header.is_64) {
         segment.offset = read_le<std::uint64_t>(file, at + 8).value_or(0);
@@ -142,7 +142,7 @@ Segment parse_segment(std::span<const std::byte> file, const FileHeader& header,
 }
 
 Result<std::span<const std::byte>> contents(std::span<const std::byte> file,
-                                            const Segment& segment,
+                                            const LoadSegment& segment,
                                             unsigned index)
 {
     if (segment.offset > file.size() || file.size() - segment.offset < segment.file_bytes) {
@@ -181,7 +181,7 @@ std::optional<std::uint64_t> find_pvh_entry(std::span<const std::byte> notes)
 }
 
 /// Whether `segment` may be loaded into a machine whose low RAM ends at `low_end`.
-Result<void> check_load(const Segment& segment, unsigned index, std::uint64_t low_end)
+Result<void> check_load(const LoadSegment& segment, unsigned index, std::uint64_t low_end)
 {
     if (segment.file_bytes > segment.memory_bytes) {
         return broken(fmt::format("segment {} has {} bytes in the file and {} in memory", index,
@@ -209,7 +209,7 @@ Result<void> arrange(Image& image)
         return broken("no segment to load");
     }
     std::sort(image.loads.begin(), image.loads.end(),
-              [](const Segment& a, const Segment& b) { return a.paddr < b.paddr; });
+              [](const LoadSegment& a, const LoadSegment& b) { return a.paddr < b.paddr; });
     for (std::size_t i = 1; i < image.loads.size(); ++i) {
         const auto& before = image.loads[i - 1];
         if (before.paddr + before.memory_bytes > image.loads[i].paddr) {
@@ -223,7 +223,7 @@ Result<void> arrange(Image& image)
 
 bool is_loaded(const Image& image, std::uint64_t address)
 {
-    return std::any_of(image.loads.begin(), image.loads.end(), [address](const Segment& load) {
+    return std::any_of(image.loads.begin(), image.loads.end(), [address](const LoadSegment& load) {
         return load.paddr <= address && address - load.paddr < load.memory_bytes;
     });
 }

@@ -17,8 +17,6 @@ namespace vmm::x86::soft {
 
 namespace {
 
-constexpr std::uint64_t page_size = 4096;
-constexpr std::uint64_t page_mask = page_size - 1;
 constexpr std::size_t piece_size = 64;
 constexpr std::size_t max_length = 15;
 constexpr unsigned generation_shift = 57;  // Above any canonical address' own bits.

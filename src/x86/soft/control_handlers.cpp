@@ -330,7 +330,7 @@ const Op* write_base(Cpu& cpu, const Op* op)
 // --- Selection
 
 /// MOV to and from control and debug registers: always registers, of the mode's full size.
-Handler select_move(const Insn& insn, const SelectContext& context, Op& op)
+Handler select_move_control(const Insn& insn, const SelectContext& context, Op& op)
 {
     const bool is_debug = (insn.opcode & 1U) != 0U;
     const bool writes = (insn.opcode & 2U) != 0U;
@@ -397,7 +397,7 @@ Handler select_control_instruction(const Insn& insn, const SelectContext& contex
     case 0x20:
     case 0x21:
     case 0x22:
-    case 0x23: return select_move(insn, context, op);
+    case 0x23: return select_move_control(insn, context, op);
     case 0x30: return wrmsr;
     case 0x32: return rdmsr;
     case 0xae: return select_group15(insn, context, op);

@@ -18,8 +18,6 @@ namespace vmm::x86::soft {
 
 namespace {
 
-const Xbyak::Reg64 guest_rsp{host_register[Rsp]};
-
 constexpr unsigned condition_le = 0x0f;
 
 }  // namespace

@@ -11,7 +11,6 @@ namespace {
 
 const Xbyak::Reg64 guest_rax{host_register[Rax]};
 const Xbyak::Reg64 guest_rdx{host_register[Rdx]};
-const Xbyak::Reg64 guest_rsp{host_register[Rsp]};
 const Xbyak::Reg64 guest_rbp{host_register[Rbp]};
 
 bool is_high_byte(const Insn& insn, unsigned number) noexcept

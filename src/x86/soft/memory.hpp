@@ -22,6 +22,9 @@
 
 namespace vmm::x86::soft {
 
+inline constexpr std::uint64_t page_size = 4096;
+inline constexpr std::uint64_t page_mask = page_size - 1;
+
 enum class Access : std::uint8_t { Read, Write, ReadWrite, Execute };
 
 /// `volatile` keeps program order (the host's TSO is the guest's); unaligned is allowed.

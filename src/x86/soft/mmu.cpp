@@ -20,9 +20,6 @@ namespace vmm::x86::soft {
 
 namespace {
 
-constexpr std::uint64_t page_size = 4096;
-constexpr std::uint64_t page_mask = page_size - 1;
-
 /// Where a piece of an access, which lies in one page, leads.
 struct Target {
     std::byte* host{};    ///< Null: MMIO.

@@ -24,8 +24,6 @@ constexpr std::uint64_t global = 1U << 8U;
 constexpr std::uint64_t no_execute = std::uint64_t{1} << 63U;
 }  // namespace pte
 
-constexpr std::uint64_t page_mask = 0xfff;
-
 /// Bits [last, first].
 constexpr std::uint64_t bits(unsigned first, unsigned last)
 {

@@ -398,7 +398,6 @@ void FrameWriter::check_room(unsigned value_size) const
 
 void FrameWriter::write(unsigned value_size)
 {
-    constexpr std::uint64_t page_mask = 0xfff;
     if (!is_64_) {
         check_room(value_size);
     }

@@ -13,8 +13,6 @@ namespace vmm::x86::soft {
 
 namespace {
 
-constexpr std::uint64_t page_mask = 0xfff;
-
 /// Calls `action` with the index of each entry in `choose(word number)`.
 template <typename Choose, typename Action>
 void for_each_entry(const Choose& choose, const Action& action)

@@ -13,7 +13,6 @@ namespace vmm::x86::soft {
 
 namespace {
 
-constexpr std::uint64_t page_size = 4096;
 constexpr unsigned page_shift = 12;
 constexpr unsigned piece_shift = 6;
 
