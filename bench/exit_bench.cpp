@@ -380,7 +380,7 @@ void measure_thousand(benchmark::State& state, vmm::Engine engine)
     }
 }
 
-constexpr int event_iterations = 1000;
+constexpr int event_iterations = 300;
 constexpr int slot_iterations = 100;
 
 void register_engine(vmm::Engine engine)
