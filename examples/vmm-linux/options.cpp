@@ -117,10 +117,11 @@ Result<void> set_engine(Options& options, std::string_view value)
 {
     const auto choice = parse_engine(value);
     if (!choice) {
-        return wrong(fmt::format("--engine {}: there is no such engine; auto, soft, kvm, svm and "
-                                 "vmx are known, and vmm-info says which work here; soft:translator, "
-                                 "soft:interpreter and soft:stress are soft in one of its modes",
-                                 value));
+        return wrong(
+            fmt::format("--engine {}: there is no such engine; auto, soft, kvm, svm and "
+                        "vmx are known, and vmm-info says which work here; soft:translator, "
+                        "soft:interpreter and soft:stress are soft in one of its modes",
+                        value));
     }
     options.engine = choice->engine;
     options.soft_mode = choice->mode.value_or(options.soft_mode);

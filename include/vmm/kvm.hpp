@@ -117,8 +117,8 @@ public:
     /// Opens an engine.
     ///
     /// @return ENODEV if the engine asked for does not work here; the message says why and what
-    /// would fix it.  `Engine::Auto` fails only if no engine works.  EINVAL if the `soft` engine may
-    /// be taken and VMM_SOFT in the environment names none of its modes.
+    /// would fix it.  `Engine::Auto` fails only if no engine works.  EINVAL if the `soft` engine
+    /// may be taken and VMM_SOFT in the environment names none of its modes.
     [[nodiscard]] static Result<Kvm> open(const KvmOptions& options = {});
 
     Kvm(Kvm&&) noexcept;

@@ -249,9 +249,8 @@ std::vector<std::uint32_t> Oracle::find_suspects()
         } else {
             ++(batch.outcomes[i].ending == ReachedExit ? coverage.completed : coverage.excepted);
         }
-        if (std::any_of(sides_.begin(), sides_.end(), [&](const Side& side) {
-                return !difference_of(side, i).empty();
-            })) {
+        if (std::any_of(sides_.begin(), sides_.end(),
+                        [&](const Side& side) { return !difference_of(side, i).empty(); })) {
             suspects.push_back(i);
         }
     }

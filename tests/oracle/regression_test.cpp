@@ -19,8 +19,8 @@ protected:
     void SetUp() override
     {
         try {
-            oracle = std::make_unique<Oracle>(
-                1, std::vector{x86::soft::TranslationMode::Off, x86::soft::TranslationMode::Stress});
+            oracle = std::make_unique<Oracle>(1, std::vector{x86::soft::TranslationMode::Off,
+                                                             x86::soft::TranslationMode::Stress});
         } catch (const std::exception& error) {
             GTEST_SKIP() << "this host cannot judge: " << error.what();
         }

@@ -38,10 +38,11 @@ Result<TranslationMode> translation_mode(TranslationMode otherwise)
     if (const auto mode = translation_mode_from_name(asked)) {
         return *mode;
     }
-    return Error{std::errc::invalid_argument,
-                 fmt::format("VMM_SOFT is \"{}\" in the environment, and the software engine has no "
-                             "such mode: set it to translator, interpreter or stress, or not at all",
-                             asked)};
+    return Error{
+        std::errc::invalid_argument,
+        fmt::format("VMM_SOFT is \"{}\" in the environment, and the software engine has no "
+                    "such mode: set it to translator, interpreter or stress, or not at all",
+                    asked)};
 }
 
 }  // namespace vmm::x86::soft

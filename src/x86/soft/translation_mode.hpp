@@ -24,8 +24,8 @@ enum class TranslationMode : std::uint8_t {
 [[nodiscard]] std::optional<TranslationMode> translation_mode_from_name(
     std::string_view name) noexcept;
 
-/// What VMM_SOFT in the environment says, or `otherwise` where it is not set.  EINVAL for what is no
-/// name of a mode.
+/// What VMM_SOFT in the environment says, or `otherwise` where it is not set.  EINVAL for what is
+/// no name of a mode.
 [[nodiscard]] Result<TranslationMode> translation_mode(
     TranslationMode otherwise = TranslationMode::On);
 
