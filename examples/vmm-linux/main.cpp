@@ -160,8 +160,10 @@ int status_of(const Outcome& outcome, bool saw_panic)
 Result<int> boot(const Options& options)
 {
     VMM_TRY(const Images images, read_images(options));
-    VMM_TRY(const vmm::Kvm kvm,
-            vmm::Kvm::open({.engine = options.engine, .lockstep = options.lockstep}));
+    VMM_TRY(const vmm::Kvm kvm, vmm::Kvm::open({.engine = options.engine,
+                                                .lockstep = options.lockstep,
+                                                .soft_mode = options.soft_mode,
+                                                .lockstep_soft_mode = options.lockstep_soft_mode}));
     VMM_TRY(const auto loop, vmm::EventLoop::create());
     Console console;
     bool opened = false;

@@ -18,6 +18,7 @@ const char* const usage =
     "  --append   kernel command line (default: console=ttyS0)\n"
     "  --memory   RAM, with suffix K, M or G (default: 512M)\n"
     "  --cpus     1 to 255 (default: 1)\n"
+    "  --engine   vmm-info lists them; soft:interpreter is soft without its translator\n"
     "  --lockstep E,F   the engines E and F run the guest and are compared; the first difference "
     "ends it\n"
     "  --no-reboot   a guest that resets ends the program, with status 0\n"
@@ -89,31 +90,60 @@ Result<void> set_cpus(Options& options, std::string_view value)
     return vmm::success;
 }
 
+struct EngineChoice {
+    vmm::Engine engine{};
+    std::optional<vmm::SoftMode> mode{};
+};
+
+/// "kvm", "soft", "soft:interpreter" …
+std::optional<EngineChoice> parse_engine(std::string_view text)
+{
+    const std::size_t colon = text.find(':');
+    const auto engine = vmm::engine_from_name(text.substr(0, colon));
+    if (!engine) {
+        return std::nullopt;
+    }
+    EngineChoice choice{*engine};
+    if (colon != std::string_view::npos) {
+        choice.mode = vmm::soft_mode_from_name(text.substr(colon + 1));
+        if (!choice.mode || choice.engine != vmm::Engine::Soft) {
+            return std::nullopt;
+        }
+    }
+    return choice;
+}
+
 Result<void> set_engine(Options& options, std::string_view value)
 {
-    const auto engine = vmm::engine_from_name(value);
-    if (!engine) {
-        return wrong(fmt::format("--engine {}: there is no such engine; auto, soft, kvm, svm and "
-                                 "vmx are known, and vmm-info says which work here",
-                                 value));
+    const auto choice = parse_engine(value);
+    if (!choice) {
+        return wrong(
+            fmt::format("--engine {}: there is no such engine; auto, soft, kvm, svm and "
+                        "vmx are known, and vmm-info says which work here; soft:translator, "
+                        "soft:interpreter and soft:stress are soft in one of its modes",
+                        value));
     }
-    options.engine = *engine;
+    options.engine = choice->engine;
+    options.soft_mode = choice->mode.value_or(options.soft_mode);
     return vmm::success;
 }
 
 Result<void> set_lockstep(Options& options, std::string_view value)
 {
     const std::size_t comma = value.find(',');
-    const auto first = vmm::engine_from_name(value.substr(0, comma));
-    const auto second = comma == std::string_view::npos
-                            ? std::nullopt
-                            : vmm::engine_from_name(value.substr(comma + 1));
-    if (!first || !second || *first == vmm::Engine::Auto || *second == vmm::Engine::Auto) {
-        return wrong(
-            fmt::format("--lockstep {}: give two engines by name, for example soft,kvm", value));
+    const auto first = parse_engine(value.substr(0, comma));
+    const auto second =
+        comma == std::string_view::npos ? std::nullopt : parse_engine(value.substr(comma + 1));
+    if (!first || !second || first->engine == vmm::Engine::Auto ||
+        second->engine == vmm::Engine::Auto) {
+        return wrong(fmt::format("--lockstep {}: give two engines by name, for example soft,kvm or "
+                                 "soft,soft:interpreter",
+                                 value));
     }
-    options.engine = *first;
-    options.lockstep = second;
+    options.engine = first->engine;
+    options.soft_mode = first->mode.value_or(options.soft_mode);
+    options.lockstep = second->engine;
+    options.lockstep_soft_mode = second->mode;
     return vmm::success;
 }
 

@@ -18,6 +18,8 @@ struct Options {
     std::uint32_t cpus{1};
     vmm::Engine engine{vmm::Engine::Auto};
     std::optional<vmm::Engine> lockstep{};  ///< A second engine to compare the first with.
+    vmm::SoftMode soft_mode{vmm::SoftMode::Translator};
+    std::optional<vmm::SoftMode> lockstep_soft_mode{};
     bool reboot{true};  ///< A guest that resets boots anew; clear: that ends the program.
     bool help{};
 };

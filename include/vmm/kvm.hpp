@@ -37,6 +37,17 @@ enum class Engine : std::uint8_t {
 [[nodiscard]] VMM_API std::string_view name(Engine engine) noexcept;
 [[nodiscard]] VMM_API std::optional<Engine> engine_from_name(std::string_view name) noexcept;
 
+/// How the `soft` engine executes guest code.  What a guest sees is the same.
+enum class SoftMode : std::uint8_t {
+    Translator,   ///< Hot 64-bit code becomes host code; what is not hot is interpreted.
+    Interpreter,  ///< All is interpreted: several times slower, and no code is generated for it.
+    Stress,       ///< For tests of the engine: translates at once, forgets at random.  Slow.
+};
+
+/// "translator", "interpreter" or "stress".
+[[nodiscard]] VMM_API std::string_view name(SoftMode mode) noexcept;
+[[nodiscard]] VMM_API std::optional<SoftMode> soft_mode_from_name(std::string_view name) noexcept;
+
 /// Whether an engine can run guests here.
 struct EngineReport {
     Engine engine{};
@@ -90,6 +101,12 @@ struct KvmOptions {
     /// (RDTSC on `kvm`), and gets interrupts only where it has left the engines, so one that waits
     /// for one in a loop without any access waits longer than it should.
     std::optional<Engine> lockstep{};
+    /// How the `soft` engine executes.  VMM_SOFT in the environment, which has one of the modes'
+    /// names, is obeyed instead: for experiments with a program as it is.
+    SoftMode soft_mode{SoftMode::Translator};
+    /// The same of the second engine in lockstep, which then does not look at the environment;
+    /// unset: as the first.
+    std::optional<SoftMode> lockstep_soft_mode{};
 };
 
 /// An opened engine.  Move-only; virtual machines created from it may outlive it.
@@ -100,7 +117,8 @@ public:
     /// Opens an engine.
     ///
     /// @return ENODEV if the engine asked for does not work here; the message says why and what
-    /// would fix it.  `Engine::Auto` fails only if no engine works.
+    /// would fix it.  `Engine::Auto` fails only if no engine works.  EINVAL if the `soft` engine
+    /// may be taken and VMM_SOFT in the environment names none of its modes.
     [[nodiscard]] static Result<Kvm> open(const KvmOptions& options = {});
 
     Kvm(Kvm&&) noexcept;

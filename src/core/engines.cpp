@@ -16,13 +16,29 @@ namespace vmm::core {
 
 namespace {
 
+using x86::soft::TranslationMode;
+
+TranslationMode translation_of(SoftMode mode) noexcept
+{
+    switch (mode) {
+    case SoftMode::Translator: return TranslationMode::On;
+    case SoftMode::Interpreter: return TranslationMode::Off;
+    case SoftMode::Stress: return TranslationMode::Stress;
+    }
+    return TranslationMode::On;
+}
+
 Result<std::unique_ptr<x86::EngineVm>> create_one(Engine engine,
                                                   int kick_signal,
+                                                  const Result<TranslationMode>& mode,
                                                   x86::PhysicalMemory& pages,
                                                   x86::MemorySlots& slots)
 {
     switch (engine) {
-    case Engine::Soft: return x86::soft::create_soft_vm(pages);
+    case Engine::Soft: {
+        VMM_TRY(const TranslationMode translation, Result<TranslationMode>{mode});
+        return x86::soft::create_soft_vm(pages, translation);
+    }
     case Engine::Kvm: return x86::kvm::create_kvm_vm(slots, kick_signal);
     case Engine::Auto:
     case Engine::Svm:
@@ -51,14 +67,24 @@ void withdraw_speculation_control(std::vector<x86::CpuidEntry>& offer)
 Result<std::unique_ptr<x86::EngineVm>> create_engine_vm(const KvmOptions& options,
                                                         GuestPhysical& memory)
 {
-    VMM_TRY(auto engine, create_one(options.engine, options.kick_signal, memory, memory));
+    const Result<TranslationMode> first =
+        x86::soft::translation_mode(translation_of(options.soft_mode));
+    VMM_TRY(auto engine, create_one(options.engine, options.kick_signal, first, memory, memory));
     if (!options.lockstep) {
         return engine;
     }
+    const Result<TranslationMode> second =
+        options.lockstep_soft_mode ? translation_of(*options.lockstep_soft_mode) : first;
     const auto make_follower = [&](x86::PhysicalMemory& pages, x86::MemorySlots& slots) {
-        return create_one(*options.lockstep, options.kick_signal, pages, slots);
+        return create_one(*options.lockstep, options.kick_signal, second, pages, slots);
     };
     return x86::lockstep::create_lockstep_vm(std::move(engine), memory, make_follower);
+}
+
+Result<void> check_soft_mode()
+{
+    VMM_TRY([[maybe_unused]] const TranslationMode mode, x86::soft::translation_mode());
+    return success;
 }
 
 std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)

@@ -18,6 +18,9 @@ namespace vmm::core {
 [[nodiscard]] Result<std::unique_ptr<x86::EngineVm>> create_engine_vm(const KvmOptions& options,
                                                                       GuestPhysical& memory);
 
+/// EINVAL where VMM_SOFT in the environment names no mode of the software engine.
+[[nodiscard]] Result<void> check_soft_mode();
+
 /// All that a guest may be offered.
 [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options);
 

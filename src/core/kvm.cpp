@@ -50,6 +50,10 @@ Kvm::~Kvm() = default;
 
 Result<Kvm> Kvm::open(const KvmOptions& options)
 {
+    if (options.engine == Engine::Auto || options.engine == Engine::Soft ||
+        options.lockstep == Engine::Soft) {
+        VMM_TRY_VOID(core::check_soft_mode());
+    }
     if (options.lockstep) {
         VMM_TRY_VOID(check_by_name(*options.lockstep));
     }

@@ -99,6 +99,11 @@ double milliseconds(Clock::duration time)
 EngineReport probe_soft()
 {
     EngineReport report{.engine = Engine::Soft};
+    if (const auto mode = core::check_soft_mode(); !mode) {
+        report.reason = mode.error().message();
+        report.fix = "unset VMM_SOFT";
+        return report;
+    }
     const auto tried = run_probe_guest(Engine::Soft);
     report.usable = report.automatic = tried.has_value();
     if (tried) {
@@ -230,6 +235,26 @@ EngineReport core::probe_engine(Engine engine)
     case Engine::Auto: break;
     }
     return probe_soft();
+}
+
+std::string_view name(SoftMode mode) noexcept
+{
+    switch (mode) {
+    case SoftMode::Translator: return "translator";
+    case SoftMode::Interpreter: return "interpreter";
+    case SoftMode::Stress: return "stress";
+    }
+    return "unknown";
+}
+
+std::optional<SoftMode> soft_mode_from_name(std::string_view wanted) noexcept
+{
+    for (const SoftMode mode : {SoftMode::Translator, SoftMode::Interpreter, SoftMode::Stress}) {
+        if (wanted == name(mode)) {
+            return mode;
+        }
+    }
+    return std::nullopt;
 }
 
 std::vector<EngineReport> probe_engines()

@@ -357,19 +357,37 @@ bool VcpuCore::port_write(Port port, std::span<const std::byte> data) noexcept
     return vm_->port_bus.write(port, data);
 }
 
-bool VcpuCore::may_answer_port(Port port, std::size_t size) noexcept
+namespace {
+
+/// Whether a device on the bus answers; what answered not is remembered in `unanswered`.
+template <typename Bus, typename Unanswered>
+bool may_answer(const Bus& bus, Unanswered& unanswered, const Unanswered& asked) noexcept
 {
-    // Before the look-up: a change that comes between is seen as one.
-    const std::uint64_t generation = vm_->port_bus.generation();
-    if (unanswered_.port == port && unanswered_.size == size &&
-        unanswered_.generation == generation) {
+    if (unanswered == asked) {
         return false;
     }
-    if (vm_->port_bus.answers(port, size)) {
+    if (bus.answers(asked.at, asked.size)) {
         return true;
     }
-    unanswered_ = {generation, port, size};
+    unanswered = asked;
     return false;
+}
+
+}  // namespace
+
+// The generation is read before the look-up: a change that comes between is seen as one.
+
+bool VcpuCore::may_answer_port(Port port, std::size_t size) noexcept
+{
+    return may_answer(vm_->port_bus, unanswered_port_, {vm_->port_bus.generation(), port, size});
+}
+
+bool VcpuCore::may_answer_mmio(Gpa gpa, std::size_t size) noexcept
+{
+    if (lapic_ != nullptr && x86::irqchip::Irqchip::is_mmio(gpa)) {
+        return true;
+    }
+    return may_answer(vm_->mmio_bus, unanswered_mmio_, {vm_->mmio_bus.generation(), gpa, size});
 }
 
 void VcpuCore::write_cr8(std::uint64_t value) noexcept

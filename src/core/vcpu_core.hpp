@@ -78,6 +78,7 @@ public:
     bool port_read(Port port, std::span<std::byte> data) noexcept override;
     bool port_write(Port port, std::span<const std::byte> data) noexcept override;
     bool may_answer_port(Port port, std::size_t size) noexcept override;
+    bool may_answer_mmio(Gpa gpa, std::size_t size) noexcept override;
     x86::MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept override;
     x86::MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept override;
     void write_cr8(std::uint64_t value) noexcept override;
@@ -126,13 +127,17 @@ private:
     std::uint64_t apic_base_{0xfee0'0900};  // Without a local APIC.
     std::uint64_t tsc_adjust_{};
     x86::MpState mp_state_{x86::MpState::Runnable};
-    /// A port access that nobody answered, at this generation of the bus.
+    /// An access that nobody answered, at this generation of the bus.
+    template <typename A>
     struct Unanswered {
         std::uint64_t generation{};
-        Port port{};
+        A at{};
         std::size_t size{};  // 0: none yet.
+
+        friend bool operator==(const Unanswered&, const Unanswered&) = default;
     };
-    Unanswered unanswered_;
+    Unanswered<Port> unanswered_port_;
+    Unanswered<Gpa> unanswered_mmio_;
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.
     std::optional<std::uint8_t> user_interrupt_;  // KVM_INTERRUPT, waiting.

@@ -94,6 +94,13 @@ public:
         static_cast<void>(size);
         return true;
     }
+    /// The same for MMIO.
+    virtual bool may_answer_mmio(Gpa gpa, std::size_t size) noexcept
+    {
+        static_cast<void>(gpa);
+        static_cast<void>(size);
+        return true;
+    }
 
     /// MSRs that are not plain CPU state (APIC, kvmclock, MTRRs, feature MSRs, unknown ones …).
     virtual MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept = 0;

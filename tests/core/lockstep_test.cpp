@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/probe_guest.hpp"
 #include "core/small_vm.hpp"
 #include "x86/lockstep/compare.hpp"
 
@@ -98,6 +99,27 @@ TEST_P(Lockstep, ASecondVcpuIsRefused)
     SmallVm small{options()};
     const Vcpu vcpu = small.vcpu();
     EXPECT_EQ(small.vm().create_vcpu(1).error().errno_value(), EOPNOTSUPP);
+}
+
+/// Real, protected and long mode, with a loop that becomes hot.
+TEST(LockstepModes, TranslatorAndInterpreterAgree)
+{
+    for (const SoftMode mode : {SoftMode::Translator, SoftMode::Stress}) {
+        SmallVm small{KvmOptions{.engine = Engine::Soft,
+                                 .lockstep = Engine::Soft,
+                                 .soft_mode = mode,
+                                 .lockstep_soft_mode = SoftMode::Interpreter}};
+        core::place_probe_guest(small.memory());
+        Vcpu vcpu = small.vcpu();
+        vcpu.set_regs({.rip = core::probe_guest_entry, .rflags = 2});
+        std::string said;
+        Exit exit = vcpu.run().value();
+        for (; exit.is<PortWrite>(); exit = vcpu.run().value()) {
+            said.push_back(std::to_integer<char>(exit.get_if<PortWrite>()->data[0]));
+        }
+        EXPECT_TRUE(exit.is<Halt>()) << exit.name();
+        EXPECT_EQ(said, "RPLE");
+    }
 }
 
 TEST(LockstepCompare, ChangedFieldsAreNamedAndHiddenOnesAreNot)

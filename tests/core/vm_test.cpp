@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include <array>
+#include <cstdlib>
 #include <future>
+#include <optional>
+#include <string>
 
 #include <gtest/gtest.h>
 
@@ -47,6 +50,68 @@ TEST(Kvm, EngineNamesRoundTrip)
         EXPECT_EQ(engine_from_name(name(engine)), engine);
     }
     EXPECT_FALSE(engine_from_name("tcg"));
+}
+
+TEST(Kvm, SoftModeNamesRoundTrip)
+{
+    for (const SoftMode mode : {SoftMode::Translator, SoftMode::Interpreter, SoftMode::Stress}) {
+        EXPECT_EQ(soft_mode_from_name(name(mode)), mode);
+    }
+    EXPECT_FALSE(soft_mode_from_name("jit"));
+}
+
+/// VMM_SOFT in the environment while it lives.
+class SoftEnvironment {
+public:
+    explicit SoftEnvironment(const char* value)
+    {
+        if (const char* const before = std::getenv("VMM_SOFT")) {
+            before_ = before;
+        }
+        ::setenv("VMM_SOFT", value, 1);
+    }
+    ~SoftEnvironment()
+    {
+        if (before_) {
+            ::setenv("VMM_SOFT", before_->c_str(), 1);
+        } else {
+            ::unsetenv("VMM_SOFT");
+        }
+    }
+    SoftEnvironment(const SoftEnvironment&) = delete;
+    SoftEnvironment& operator=(const SoftEnvironment&) = delete;
+    SoftEnvironment(SoftEnvironment&&) = delete;
+    SoftEnvironment& operator=(SoftEnvironment&&) = delete;
+
+private:
+    std::optional<std::string> before_{};
+};
+
+TEST(Kvm, AnUnknownModeInTheEnvironmentIsRefusedWithThoseThatExist)
+{
+    const SoftEnvironment environment{"jit"};
+    for (const Engine engine : {Engine::Soft, Engine::Auto}) {
+        const auto kvm = Kvm::open({.engine = engine});
+        ASSERT_FALSE(kvm.has_value());
+        EXPECT_EQ(kvm.error().errno_value(), EINVAL);
+        for (const char* const word : {"VMM_SOFT", "jit", "translator", "interpreter", "stress"}) {
+            EXPECT_NE(kvm.error().message().find(word), std::string::npos) << word;
+        }
+    }
+    for (const EngineReport& report : probe_engines()) {
+        if (report.engine == Engine::Soft) {
+            EXPECT_FALSE(report.usable);
+            EXPECT_NE(report.fix.find("VMM_SOFT"), std::string::npos) << report.fix;
+        }
+    }
+}
+
+TEST(Kvm, ModesInTheEnvironmentAreObeyed)
+{
+    for (const char* const mode : {"translator", "interpreter", "stress"}) {
+        const SoftEnvironment environment{mode};
+        EXPECT_TRUE(Kvm::open({.engine = Engine::Soft}).has_value());
+    }
 }
 
 TEST_P(VmTest, MemoryRegionsKeepKvmsErrno)

@@ -3,6 +3,7 @@
 /// @file
 /// vmm-oracle: compares the software engine with the host CPU, instruction by instruction.
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -29,6 +30,7 @@ struct Options {
     unsigned sequences{10};
     std::size_t stop_after{10};
     bool coverage{};
+    std::string modes{"interpreter,stress"};
 };
 
 constexpr const char* usage =
@@ -42,6 +44,9 @@ constexpr const char* usage =
     "  --sequences N    percentage of cases that are several instructions (10)\n"
     "  --stop-after N   differences after which to stop (10)\n"
     "  --coverage       lists each row with its cases\n"
+    "  --soft MODES     how the engine executes: interpreter, translator, stress (translates at\n"
+    "                   once), or several with commas, for each of which every case is judged\n"
+    "                   (interpreter,stress)\n"
     "  --plant NAME     a bug for the engine, to see it found: shift-flags, sse-rounding,\n"
     "                   page-fault-error, cmpxchg16b, rep-count\n"
     "  --case TEXT      one case, as a difference is printed\n";
@@ -69,6 +74,8 @@ Options parse_options(int argc, char** argv)
             options.sequences = static_cast<unsigned>(std::stoul(value()));
         } else if (name == "--stop-after") {
             options.stop_after = std::stoul(value());
+        } else if (name == "--soft") {
+            options.modes = value();
         } else if (name == "--coverage") {
             options.coverage = true;
         } else if (name == "--plant") {
@@ -83,6 +90,23 @@ Options parse_options(int argc, char** argv)
         options.seconds = 10;
     }
     return options;
+}
+
+std::vector<vmm::x86::soft::TranslationMode> parse_modes(const std::string& text)
+{
+    std::vector<vmm::x86::soft::TranslationMode> modes;
+    for (std::size_t at = 0; at <= text.size();) {
+        const std::size_t end = std::min(text.find(',', at), text.size());
+        const std::string name = text.substr(at, end - at);
+        const auto mode = vmm::x86::soft::translation_mode_from_name(name);
+        if (!mode) {
+            throw std::invalid_argument("--soft " + text + ": \"" + name +
+                                        "\" is none of interpreter, translator, stress");
+        }
+        modes.push_back(*mode);
+        at = end + 1;
+    }
+    return modes;
 }
 
 void print_coverage(const Oracle& oracle)
@@ -127,7 +151,7 @@ void plant(Oracle& oracle, const std::string& name)
 
 int run(const Options& options)
 {
-    Oracle oracle{options.seed};
+    Oracle oracle{options.seed, parse_modes(options.modes)};
     plant(oracle, options.planted);
     if (!options.single.empty()) {
         return run_single(oracle, options.single);

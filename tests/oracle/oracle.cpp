@@ -20,19 +20,29 @@ namespace {
 /// States tried for each encoding drawn.
 constexpr std::uint32_t states_per_code = 4;
 
-/// The case that the engine runs, seen by the clock: through two ticks of it, it is ended.
+/// The case that the engine runs, seen by the clock: when it is at it through some ticks, it is
+/// ended.
 struct Watch {
     std::atomic<SoftMachine*> running{};
     std::atomic<std::uint64_t> number{};
     std::atomic<std::uint64_t> last_seen{};
+    std::atomic<unsigned> ticks{};
+    std::atomic<unsigned> patience{};
 };
 Watch watch;
+
+/// A loop that writes into itself is translated anew each time in stress mode.
+unsigned patience_with(x86::soft::TranslationMode mode) noexcept
+{
+    return mode == x86::soft::TranslationMode::Stress ? 50 : 1;
+}
 
 void on_tick(int)
 {
     SoftMachine* const running = watch.running.load();
-    if (running != nullptr &&
-        watch.last_seen.exchange(watch.number.load()) == watch.number.load()) {
+    if (watch.last_seen.exchange(watch.number.load()) != watch.number.load()) {
+        watch.ticks.store(0);
+    } else if (watch.ticks.fetch_add(1) + 1 >= watch.patience.load() && running != nullptr) {
         running->interrupt();
     }
 }
@@ -91,12 +101,15 @@ const char* why_not_judged(const Case& each,
 
 }  // namespace
 
-Oracle::Oracle(std::uint64_t seed)
+Oracle::Oracle(std::uint64_t seed, const std::vector<x86::soft::TranslationMode>& modes)
     : generator_{seed},
       rows_{all_rows()},
-      coverage_(rows_.size() + 1),
-      outcomes_{std::make_unique<std::array<Outcome, Batch::capacity>>()}
+      coverage_(rows_.size() + 1)
 {
+    for (const x86::soft::TranslationMode mode : modes) {
+        sides_.push_back({std::make_unique<SoftMachine>(mode),
+                          std::make_unique<std::array<Outcome, Batch::capacity>>()});
+    }
     // Which rows hold instructions is found out by trying, the same for every seed.
     Generator tries{1};
     for (Row& row : rows_) {
@@ -161,18 +174,19 @@ void Oracle::draw_sequences(std::uint32_t first)
     }
 }
 
-void Oracle::run_engine(const Case& each, Outcome& outcome)
+void Oracle::run_engine(SoftMachine& machine, const Case& each, Outcome& outcome)
 {
+    watch.patience.store(patience_with(machine.mode()));
     watch.number.fetch_add(1);
-    watch.running.store(&engine_);
+    watch.running.store(&machine);
     const bool is_wrong = planted_ != nullptr &&
                           planted_->concerns(parse({each.code.data(), each.code_size}, each.is_32));
     if (is_wrong && planted_->before != nullptr) {
         Case changed = each;
         planted_->before(changed);
-        engine_.run(changed, outcome);
+        machine.run(changed, outcome);
     } else {
-        engine_.run(each, outcome);
+        machine.run(each, outcome);
     }
     if (is_wrong) {
         planted_->after(each, outcome);
@@ -185,26 +199,14 @@ std::size_t Oracle::run_batch()
     draw_batch();
     Batch& batch = native_.batch();
     native_.start(Batch::capacity);
-    engine_.set_image(batch.image);
-    for (std::uint32_t i = 0; i < Batch::capacity; ++i) {
-        run_engine(batch.cases[i], (*outcomes_)[i]);
+    for (Side& side : sides_) {
+        side.machine->set_image(batch.image);
+        for (std::uint32_t i = 0; i < Batch::capacity; ++i) {
+            run_engine(*side.machine, batch.cases[i], (*side.outcomes)[i]);
+        }
     }
     native_.wait();
-    std::vector<std::uint32_t> suspects;
-    for (std::uint32_t i = 0; i < Batch::capacity; ++i) {
-        const Verdict verdict = judge(batch.cases[i], batch.outcomes[i]);
-        Coverage& coverage = coverage_[row_of_[i]];
-        if (const char* const why =
-                why_not_judged(batch.cases[i], verdict, batch.outcomes[i], (*outcomes_)[i])) {
-            ++coverage.not_judged;
-            coverage.why = why;
-            continue;
-        }
-        if (!difference(batch.cases[i], batch.outcomes[i], (*outcomes_)[i], verdict).empty()) {
-            suspects.push_back(i);
-        }
-        ++(batch.outcomes[i].ending == ReachedExit ? coverage.completed : coverage.excepted);
-    }
+    const std::vector<std::uint32_t> suspects = find_suspects();
     // Running one again overwrites the batch, so the suspects are taken out of it first.
     std::vector<Case> cases;
     cases.reserve(suspects.size());
@@ -232,21 +234,63 @@ std::size_t Oracle::run_batch()
     return Batch::capacity;
 }
 
+std::vector<std::uint32_t> Oracle::find_suspects()
+{
+    std::vector<std::uint32_t> suspects;
+    const Batch& batch = native_.batch();
+    for (std::uint32_t i = 0; i < Batch::capacity; ++i) {
+        const Verdict verdict = judge(batch.cases[i], batch.outcomes[i]);
+        Coverage& coverage = coverage_[row_of_[i]];
+        const Outcome& first = (*sides_.front().outcomes)[i];
+        if (const char* const why =
+                why_not_judged(batch.cases[i], verdict, batch.outcomes[i], first)) {
+            ++coverage.not_judged;
+            coverage.why = why;
+        } else {
+            ++(batch.outcomes[i].ending == ReachedExit ? coverage.completed : coverage.excepted);
+        }
+        if (std::any_of(sides_.begin(), sides_.end(),
+                        [&](const Side& side) { return !difference_of(side, i).empty(); })) {
+            suspects.push_back(i);
+        }
+    }
+    return suspects;
+}
+
+/// Empty where nothing differs, or cannot be judged.
+std::string Oracle::difference_of(const Side& side, std::uint32_t number)
+{
+    const Case& each = native_.batch().cases[number];
+    const Outcome& native = native_.batch().outcomes[number];
+    const Outcome& engine = (*side.outcomes)[number];
+    const Verdict verdict = judge(each, native);
+    if (why_not_judged(each, verdict, native, engine) != nullptr) {
+        return {};
+    }
+    std::string text = difference(each, native, engine, verdict);
+    if (!text.empty()) {
+        text += "  by the engine as " + std::string{name(side.machine->mode())} + "\n";
+    }
+    return text;
+}
+
 std::string Oracle::try_case(const Case& each, const Arena& image)
 {
     Batch& batch = native_.batch();
     batch.image = image;
     batch.cases[0] = each;
     native_.start(1);
-    engine_.set_image(image);
-    Outcome& outcome = (*outcomes_)[0];
-    run_engine(each, outcome);
-    native_.wait();
-    const Verdict verdict = judge(each, batch.outcomes[0]);
-    if (why_not_judged(each, verdict, batch.outcomes[0], outcome) != nullptr) {
-        return {};
+    for (Side& side : sides_) {
+        side.machine->set_image(image);
+        run_engine(*side.machine, each, (*side.outcomes)[0]);
     }
-    return difference(each, batch.outcomes[0], outcome, verdict);
+    native_.wait();
+    for (const Side& side : sides_) {
+        if (std::string text = difference_of(side, 0); !text.empty()) {
+            return text;
+        }
+    }
+    return {};
 }
 
 }  // namespace vmm::oracle

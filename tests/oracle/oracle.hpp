@@ -48,7 +48,8 @@ struct PlantedBug {
 
 class Oracle {
 public:
-    explicit Oracle(std::uint64_t seed);
+    /// Each case is run by the engine in every one of `modes`, and judged for each.
+    Oracle(std::uint64_t seed, const std::vector<x86::soft::TranslationMode>& modes);
 
     void plant(const PlantedBug& bug) { planted_ = &bug; }
 
@@ -69,13 +70,19 @@ public:
     /// Runs one case alone on both sides; what differs, or empty.
     [[nodiscard]] std::string try_case(const Case& each, const Arena& image);
 
-    [[nodiscard]] SoftMachine& engine() noexcept { return engine_; }
-
 private:
+    /// The engine in one of its modes.
+    struct Side {
+        std::unique_ptr<SoftMachine> machine{};
+        std::unique_ptr<std::array<Outcome, Batch::capacity>> outcomes{};
+    };
+
     void draw_batch();
     void draw_sequences(std::uint32_t first);
     [[nodiscard]] std::uint32_t draw_row();
-    void run_engine(const Case& each, Outcome& outcome);
+    void run_engine(SoftMachine& machine, const Case& each, Outcome& outcome);
+    [[nodiscard]] std::vector<std::uint32_t> find_suspects();
+    [[nodiscard]] std::string difference_of(const Side& side, std::uint32_t number);
 
     Generator generator_;
     std::vector<Row> rows_;
@@ -85,8 +92,7 @@ private:
     std::vector<Coverage> coverage_;
     std::vector<Difference> differences_;
     NativeCpu native_;
-    SoftMachine engine_;
-    std::unique_ptr<std::array<Outcome, Batch::capacity>> outcomes_;
+    std::vector<Side> sides_;
     std::array<std::uint32_t, Batch::capacity> row_of_{};
     unsigned sequences_{};
     const PlantedBug* planted_{};

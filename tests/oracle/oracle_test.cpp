@@ -18,12 +18,16 @@ namespace {
 /// How many cases fit into a minute of this build.
 constexpr std::uint64_t usual_cases = 600'000;
 
+using Modes = std::vector<x86::soft::TranslationMode>;
+
 class OracleTest : public testing::Test {
 protected:
-    void SetUp() override
+    void SetUp() override { make({x86::soft::TranslationMode::Off}); }
+
+    void make(const Modes& modes)
     {
         try {
-            oracle = std::make_unique<Oracle>(test::effort("VMM_ORACLE_SEED", 1));
+            oracle = std::make_unique<Oracle>(test::effort("VMM_ORACLE_SEED", 1), modes);
         } catch (const std::exception& error) {
             GTEST_SKIP() << "this host cannot judge: " << error.what();
         }
@@ -39,8 +43,10 @@ protected:
     std::unique_ptr<Oracle> oracle;
 };
 
+/// Each case interpreted, and translated when it is first executed.
 TEST_F(OracleTest, HostAndEngineAgree)
 {
+    make({x86::soft::TranslationMode::Off, x86::soft::TranslationMode::Stress});
     oracle->set_sequences(5);
     run(test::effort("VMM_ORACLE_CASES", usual_cases));
     for (const Difference& each : oracle->differences()) {

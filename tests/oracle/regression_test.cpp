@@ -19,7 +19,8 @@ protected:
     void SetUp() override
     {
         try {
-            oracle = std::make_unique<Oracle>(1);
+            oracle = std::make_unique<Oracle>(1, std::vector{x86::soft::TranslationMode::Off,
+                                                             x86::soft::TranslationMode::Stress});
         } catch (const std::exception& error) {
             GTEST_SKIP() << "this host cannot judge: " << error.what();
         }
@@ -139,6 +140,25 @@ TEST_F(OracleRegression, AllOfFxsavesAreaIsChecked)
 TEST_F(OracleRegression, BoundLooksAtTheLowerBoundFirst)
 {
     expect_agreement("code=6299 bits=32 rcx=0x20003ffd patch:0x20003ff9=a45ffd5cac16cf");
+}
+
+TEST_F(OracleRegression, ExtractsClearTheRestOfARegisterThatIsKeptInMemory)
+{
+    expect_agreement("code=664f0f3a14ebec r11=0x8f2e");
+    expect_agreement("code=c443f915cfc5 r15=0x12345678");
+    expect_agreement("code=66490f3a15e7d8 r15=0x4000000000");
+}
+
+TEST_F(OracleRegression, XaddOfARegisterWithItselfDoublesIt)
+{
+    expect_agreement("code=f2470fc0db r11=0xae");
+    expect_agreement("code=470fc0ff r15=0xcb");
+    expect_agreement("code=4d0fc1c9 r9=0xcb");
+}
+
+TEST_F(OracleRegression, PauseExchangesNothing)
+{
+    expect_agreement("code=f3664f90 r8=0x10");
 }
 
 }  // namespace

@@ -160,10 +160,13 @@ public:
     void hypercall(CpuState&) noexcept override {}
 };
 
-SoftMachine::SoftMachine() : memory_{std::make_unique<Memory>()}, host_{std::make_unique<Host>()}
+SoftMachine::SoftMachine(soft::TranslationMode mode)
+    : mode_{mode},
+      memory_{std::make_unique<Memory>()},
+      host_{std::make_unique<Host>()}
 {
     build_tables();
-    Result<std::unique_ptr<EngineVm>> vm = soft::create_soft_vm(*memory_);
+    Result<std::unique_ptr<EngineVm>> vm = soft::create_soft_vm(*memory_, mode);
     if (!vm) {
         throw std::runtime_error(vm.error().message());
     }

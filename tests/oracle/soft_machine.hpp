@@ -13,12 +13,13 @@
 
 #include "oracle/case.hpp"
 #include "x86/engine.hpp"
+#include "x86/soft/translation_mode.hpp"
 
 namespace vmm::oracle {
 
 class SoftMachine {
 public:
-    SoftMachine();
+    explicit SoftMachine(x86::soft::TranslationMode mode);
     ~SoftMachine();
     SoftMachine(const SoftMachine&) = delete;
     SoftMachine& operator=(const SoftMachine&) = delete;
@@ -32,6 +33,7 @@ public:
     /// Ends the case being run.  Async-signal-safe, any thread.
     void interrupt() noexcept { vcpu_->request_exit(); }
 
+    [[nodiscard]] x86::soft::TranslationMode mode() const noexcept { return mode_; }
     [[nodiscard]] x86::CpuState& state() noexcept { return vcpu_->state(); }
 
 private:
@@ -47,6 +49,7 @@ private:
     void collect(const x86::EngineExit& exit, Outcome& outcome);
     void code_written();
 
+    const x86::soft::TranslationMode mode_;
     std::unique_ptr<Memory> memory_;
     std::unique_ptr<Host> host_;
     std::unique_ptr<x86::EngineVm> vm_;

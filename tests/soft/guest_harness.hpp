@@ -115,7 +115,7 @@ public:
     static constexpr std::uint64_t mmio = 0x3000'0000;  ///< No memory.
 
     explicit Guest(std::size_t memory = std::size_t{16} << 20U,
-                   TranslationMode translation = default_translation_mode())
+                   TranslationMode translation = translation_mode().value())
         : ram(memory)
     {
         Result<std::unique_ptr<EngineVm>> made = create_soft_vm(ram, translation);

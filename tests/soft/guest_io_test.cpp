@@ -342,5 +342,100 @@ TEST_F(GuestIo, PushIntoMmio)
     EXPECT_EQ(guest.reg(Rsp), Guest::mmio + 0xff8);
 }
 
+/// A MOV that leaves for MMIO, and what it makes of the answer 0x88…85 in RAX that was all ones.
+struct Move {
+    std::initializer_list<std::uint8_t> code;
+    unsigned size;
+    std::uint64_t result;
+};
+
+TEST_F(GuestIo, MovesTakeTheAnswerAsTheirKindSays)
+{
+    const std::array<Move, 9> moves{
+        Move{{0x8a, 0x03}, 1, 0xffff'ffff'ffff'ff85},              // mov al, [rbx]
+        Move{{0x8a, 0x23}, 1, 0xffff'ffff'ffff'85ff},              // mov ah, [rbx]
+        Move{{0x66, 0x8b, 0x03}, 2, 0xffff'ffff'ffff'8685},        // mov ax, [rbx]
+        Move{{0x8b, 0x03}, 4, 0x8887'8685},                        // mov eax, [rbx]
+        Move{{0x48, 0x8b, 0x03}, 8, 0x8c8b'8a89'8887'8685},        // mov rax, [rbx]
+        Move{{0x0f, 0xb6, 0x03}, 1, 0x85},                         // movzx eax, byte [rbx]
+        Move{{0x48, 0x0f, 0xbf, 0x03}, 2, 0xffff'ffff'ffff'8685},  // movsx rax, word [rbx]
+        Move{{0x48, 0x63, 0x03}, 4, 0xffff'ffff'8887'8685},        // movsxd rax, dword [rbx]
+        // mov eax, [absolute]
+        Move{{0xa1, 0x00, 0x00, 0x00, 0x30, 0x00, 0x00, 0x00, 0x00}, 4, 0x8887'8685}};
+    for (const Move& move : moves) {
+        SCOPED_TRACE(testing::PrintToString(std::vector(move.code)));
+        guest.load(Guest::code, move.code);
+        guest.put<std::uint8_t>(Guest::code + move.code.size(), 0xf4);
+        guest.vm->memory_written(Gpa{Guest::code}, 16);
+        guest.state().rip = Guest::code;
+        guest.reg(Rax) = ~std::uint64_t{0};
+        guest.reg(Rbx) = Guest::mmio;
+        ASSERT_EQ(guest.run(), Reason::MmioRead);
+        EXPECT_EQ(guest.exit.gpa, Guest::mmio);
+        EXPECT_EQ(guest.exit.data.size(), move.size);
+        answer<std::uint64_t>(guest.exit, 0x8c8b'8a89'8887'8685);
+        EXPECT_EQ(guest.run(), Reason::Halt);
+        EXPECT_EQ(guest.reg(Rax), move.result);
+    }
+}
+
+/// As with KVM: the instruction is not executed again.
+TEST_F(GuestIo, AMoveThatWaitsIsCompletedThoughItsCodeIsGone)
+{
+    guest.load(Guest::code, {0x8b, 0x03, 0xf4});  // mov eax, [rbx]
+    guest.reg(Rbx) = Guest::mmio;
+    ASSERT_EQ(guest.run(), Reason::MmioRead);
+    EXPECT_EQ(guest.state().rip, Guest::code);
+    guest.load(Guest::code, {0x31, 0xdb});  // xor ebx, ebx
+    guest.vm->memory_written(Gpa{Guest::code}, 2);
+    answer<std::uint32_t>(guest.exit, 0x1234);
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), 0x1234U);
+    EXPECT_EQ(guest.reg(Rbx), Guest::mmio);
+}
+
+TEST_F(GuestIo, AMoveToMmioIsCompleteWhenItLeaves)
+{
+    guest.load(Guest::code, {0xc7, 0x03, 0x78, 0x56, 0x34, 0x12, 0xf4});  // mov dword [rbx], …
+    guest.reg(Rbx) = Guest::mmio + 4;
+    ASSERT_EQ(guest.run(), Reason::MmioWrite);
+    EXPECT_EQ(guest.exit.gpa, Guest::mmio + 4);
+    EXPECT_EQ(value_of<std::uint32_t>(guest.exit.data), 0x1234'5678U);
+    EXPECT_EQ(guest.state().rip, Guest::code + 6);
+    EXPECT_EQ(guest.run(), Reason::Halt);
+}
+
+TEST_F(GuestIo, AnAnsweredMoveEndsInASingleStepTrap)
+{
+    for (const std::uint8_t opcode : {std::uint8_t{0x8b}, std::uint8_t{0x89}}) {
+        guest.load(Guest::code, {opcode, 0x03, 0xf4});
+        guest.vm->memory_written(Gpa{Guest::code}, 2);
+        guest.state().rip = Guest::code;
+        guest.reg(Rsp) = Guest::stack;
+        guest.reg(Rbx) = Guest::mmio;
+        guest.state().rflags = 0x102;
+        guest.vcpu->state_changed();
+        EXPECT_EQ(guest.run(), opcode == 0x8b ? Reason::MmioRead : Reason::MmioWrite);
+        EXPECT_EQ(guest.run(), Reason::Halt);
+        EXPECT_EQ(guest.halted_by_vector(), 1);
+        EXPECT_EQ(guest.stack_word(0), Guest::code + 2);
+    }
+}
+
+/// What an MMIO page was found at is forgotten with the mapping.
+TEST_F(GuestIo, AMovedMappingIsSeenByMoves)
+{
+    // mov eax, [rbx]; mov cr3, rcx; mov eax, [rbx]; hlt
+    guest.load(Guest::code, {0x8b, 0x03, 0x0f, 0x22, 0xd9, 0x8b, 0x03, 0xf4});
+    guest.reg(Rbx) = Guest::mmio;
+    guest.reg(Rcx) = guest.state().cr3;
+    ASSERT_EQ(guest.run(), Reason::MmioRead);
+    constexpr std::uint64_t large_page = 0x20'0000;
+    constexpr std::uint64_t entry = Guest::tables + 0x2000 + Guest::mmio / large_page * 8;
+    guest.put(entry, guest.get<std::uint64_t>(entry) + large_page);
+    ASSERT_EQ(guest.run(), Reason::MmioRead);
+    EXPECT_EQ(guest.exit.gpa, Guest::mmio + large_page);
+}
+
 }  // namespace
 }  // namespace vmm::x86::soft::test

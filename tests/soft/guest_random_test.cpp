@@ -18,7 +18,7 @@ namespace {
 unsigned programs()
 {
     const char* const asked = std::getenv("VMM_RANDOM_PROGRAMS");
-    return asked == nullptr ? 10'000U : static_cast<unsigned>(std::strtoul(asked, nullptr, 10));
+    return asked == nullptr ? 4'000U : static_cast<unsigned>(std::strtoul(asked, nullptr, 10));
 }
 
 /// Bytes that make instructions more often than not.

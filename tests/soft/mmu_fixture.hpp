@@ -212,7 +212,7 @@ std::optional<Fault> fault_of(const Function& function)
 struct Machine {
     explicit Machine(std::size_t pages)
         : memory(pages),
-          vm(memory),
+          vm(memory, translation_mode().value()),
           cpu_owner(std::make_unique<Cpu>(vm, host)),
           cpu(*cpu_owner)
     {

@@ -100,7 +100,7 @@ public:
 
     NativeMemory memory;
     NativeHost host;
-    SoftVm vm{memory};
+    SoftVm vm{memory, translation_mode().value()};
     std::unique_ptr<Cpu> owner;
     Cpu& cpu;
     Insn insn{};

@@ -213,7 +213,7 @@ struct Snapshot {
 struct SystemMachine {
     explicit SystemMachine(bool intel = true)
         : memory(512),
-          vm(memory),
+          vm(memory, translation_mode().value()),
           owner(std::make_unique<Cpu>(vm, host)),
           cpu(*owner)
     {

@@ -95,6 +95,12 @@ void Irqchip::remove_lapic(std::uint32_t id) noexcept
 
 // --- The guest's accesses.
 
+bool Irqchip::is_mmio(Gpa gpa) noexcept
+{
+    return is_in(gpa, LocalApic::default_base, LocalApic::page_size) ||
+           is_in(gpa, IoApic::default_base, IoApic::size_bytes);
+}
+
 bool Irqchip::mmio_read(std::uint32_t vcpu_id, Gpa gpa, std::span<std::byte> data) noexcept
 {
     if (is_in(gpa, LocalApic::default_base, LocalApic::page_size)) {

@@ -73,6 +73,8 @@ public:
     // --- The guest's accesses.
 
     /// An access by a vCPU to its local APIC's page or to the I/O APIC.  False: neither is there.
+    /// Whether accesses to the page of `gpa` may be answered.
+    [[nodiscard]] static bool is_mmio(Gpa gpa) noexcept;
     [[nodiscard]] bool mmio_read(std::uint32_t vcpu_id,
                                  Gpa gpa,
                                  std::span<std::byte> data) noexcept;

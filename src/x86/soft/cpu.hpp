@@ -91,7 +91,13 @@ enum class TlbContext : std::uint8_t {
     User,                   ///< CPL 3.
 };
 
-/// Answers to MMIO accesses of the instruction that is being executed again.
+struct Cpu;
+
+/// Puts what a MOV has read from `data` into the register at `slot` (op.hpp).
+using TakeLoaded = void (*)(Cpu& cpu, std::uint8_t slot, const std::byte* data) noexcept;
+
+/// MMIO accesses of instructions that wait for the caller, and answers to those of the instruction
+/// that is being executed again.
 struct MmioReplay {
     struct Access {
         std::uint64_t gpa{};
@@ -101,11 +107,19 @@ struct MmioReplay {
     };
     static constexpr std::size_t capacity = 600;  // FXSAVE/XSAVE of a full area, 8 bytes an access.
 
+    /// A MOV whose load waits: it is completed instead of executed again (memory_move.hpp).
+    struct Moved {
+        TakeLoaded take{};
+        std::uint8_t slot{};
+        std::uint8_t length{};  ///< Of the instruction.
+    };
+
     std::vector<Access> done{};  ///< In program order; grows by one an exit.
     std::size_t next{};          ///< Of `done`, the one the re-execution meets next.
     Access pending{};            ///< The one the caller is answering.
     bool waiting{};              ///< `pending` is with the caller.
     const Op* owner{};           ///< The instruction that `done` belongs to (mmio.cpp).
+    Moved moved{};               ///< `take` is set: `pending` completes this.
 
     /// The caller has filled `pending.data`: the instruction can be executed again.
     void answered()
@@ -122,7 +136,20 @@ struct MmioReplay {
         done.clear();
         next = 0;
         waiting = false;
+        moved.take = nullptr;
     }
+};
+
+/// Pages of linear memory that lead to MMIO: flushed whole, whatever the guest flushes.
+struct MmioTlb {
+    static constexpr std::size_t entry_count = 16;
+    static constexpr std::uint64_t invalid = ~std::uint64_t{0};
+    struct Entry {
+        std::uint64_t tag{invalid};  ///< Linear address of the page, context and kind of access.
+        std::uint64_t gpa{};         ///< Of the page.
+    };
+    std::array<Entry, entry_count> entries{};
+    bool used{};
 };
 
 /// Where code at a linear address was found last, for jumps whose target is not in the block.
@@ -197,6 +224,7 @@ struct Cpu : CpuState {
     bool data_breakpoints{};
 
     FetchTlb fetch_tlb{};
+    MmioTlb mmio_tlb{};
     PhysicalPageCache page_cache{};
     /// PAE paging's PDPTE registers; `load_pdptes()` (memory.hpp) sets them.
     std::array<std::uint64_t, 4> pdptes{};

@@ -51,6 +51,12 @@ inline constexpr bool threaded_dispatch = false;
     return nullptr;
 }
 
+/// Ends the block at the instruction itself: to be executed again, or completed.
+inline const Op* leave_to_same(Cpu& cpu, const Op* op)
+{
+    return leave_to(cpu, cpu.ip_mask(cpu.block_rip() + op->offset));
+}
+
 // --- From block to block without the run loop.  Everything here is for branches that change
 // nothing but RIP: what changes the mode, the mapping, IF or TF leaves.
 

@@ -376,7 +376,7 @@ bool BlockEmitter::emit_form(const Insn& insn, const Form& form)
     const bool reg_scratch = is_spilled(reg_general, insn.reg);
     const bool rm_scratch = is_spilled(rm_general, insn.rm) && !rm_in_slot;
     const bool vvvv_scratch = is_spilled(vvvv_general, insn.vvvv);
-    if (reg_scratch && rm_scratch && insn.rm == insn.reg && writes(form.reg) && writes(form.rm)) {
+    if (reg_scratch && rm_general && insn.rm == insn.reg && writes(form.reg) && writes(form.rm)) {
         return false;  // XCHG, XADD of a register with itself.
     }
     const unsigned wanted =

@@ -55,8 +55,8 @@ bool BlockEmitter::emit_integer(const Insn& insn)
     case 0x6a: return emit_push(insn);
     case 0x8d: return emit_lea(insn);
     case 0x90:
-        if (insn.rm == 0) {
-            return true;  // NOP, PAUSE
+        if (insn.rm == 0 || insn.rep) {
+            return true;  // NOP; PAUSE, with REX.B too.
         }
         [[fallthrough]];
     case 0x91:

@@ -75,6 +75,8 @@ bool find_vector_form(const Insn& insn, Form& form) noexcept
     if (!set_operands(line->form, is_wide ? 8 : 4, form)) {
         return false;
     }
+    // PEXTRB and PEXTRW clear the rest of a register, and leave the rest of memory.
+    form.needs_register = line->form == VectorForm::EV && !insn.has_memory;
     form.vectors = insn.vex ? 2 : 1;
     form.alignment = alignment_of(insn, *line);
     if ((line->flags & (vector_flag::imm | vector_flag::is4)) != 0) {

@@ -15,8 +15,7 @@ namespace vmm::x86::soft {
 
 /// An engine for a VM with this memory, which outlives it.  ENODEV-like errors say why the host
 /// cannot run it (no executable memory).
-[[nodiscard]] Result<std::unique_ptr<EngineVm>> create_soft_vm(
-    PhysicalMemory& memory,
-    TranslationMode translation = default_translation_mode());
+[[nodiscard]] Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory,
+                                                               TranslationMode translation);
 
 }  // namespace vmm::x86::soft

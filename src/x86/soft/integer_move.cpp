@@ -5,6 +5,7 @@
 
 #include "x86/soft/fault.hpp"
 #include "x86/soft/integer.hpp"
+#include "x86/soft/memory_move.hpp"
 
 namespace vmm::x86::soft {
 
@@ -24,28 +25,84 @@ const Op* move_immediate(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
+template <typename T>
+void take_register(Cpu& cpu, std::uint8_t slot, const std::byte* data) noexcept
+{
+    set_gpr<T>(cpu, slot, load_host<T>(data));
+}
+
+/// Goes on behind a load that the TLB did not have the page of.
+[[gnu::noinline, gnu::cold]] const Op* load_beyond_tlb(Cpu& cpu,
+                                                       const Op* op,
+                                                       std::uint64_t linear,
+                                                       std::size_t size,
+                                                       std::uint8_t slot,
+                                                       TakeLoaded take)
+{
+    return load_moved(cpu, *op, linear, size, slot, take) ? next(cpu, op) : leave_to_same(cpu, op);
+}
+
+/// The same of a store.  By value: a handler with a local whose address escapes does not end in a
+/// jump.
+[[gnu::noinline, gnu::cold]] bool store_beyond_tlb(Cpu& cpu,
+                                                   const Op& op,
+                                                   std::uint64_t linear,
+                                                   std::uint64_t value,
+                                                   std::size_t size)
+{
+    return store_moved(cpu, op, linear, &value, size);
+}
+
+template <typename T>
+[[gnu::always_inline]] inline const Op* load_to(Cpu& cpu,
+                                                const Op* op,
+                                                std::uint64_t linear,
+                                                std::uint8_t slot,
+                                                TakeLoaded take)
+{
+    const TlbEntry& entry = tlb_entry<T>(cpu, linear);
+    if (is_readable<T>(entry, linear)) [[likely]] {
+        // SAFETY: as in `fast_load`.
+        take(cpu, slot, reinterpret_cast<const std::byte*>(linear + entry.addend));
+        return next(cpu, op);
+    }
+    return load_beyond_tlb(cpu, op, linear, sizeof(T), slot, take);
+}
+
+template <typename T>
+[[gnu::always_inline]] inline const Op* store_from(Cpu& cpu,
+                                                   const Op* op,
+                                                   std::uint64_t linear,
+                                                   T value)
+{
+    const TlbEntry& entry = tlb_entry<T>(cpu, linear);
+    if (is_writable<T>(entry, linear)) [[likely]] {
+        // SAFETY: as in `fast_load`.
+        store_host<T>(reinterpret_cast<std::byte*>(linear + entry.addend), value);
+        return next(cpu, op);
+    }
+    return store_beyond_tlb(cpu, *op, linear, value, sizeof(T)) ? next(cpu, op) : leave(cpu, op);
+}
+
 template <typename T, Mem M>
 const Op* load_register(Cpu& cpu, const Op* op)
 {
     const std::uint64_t linear = operand_address<M>(cpu, *op, sizeof(T), Access::Read);
-    set_gpr<T>(cpu, op->reg, fast_load<T>(cpu, segment_of(*op), linear));
-    return next(cpu, op);
+    return load_to<T>(cpu, op, linear, op->reg, take_register<T>);
 }
 
 template <typename T, Mem M>
 const Op* store_register(Cpu& cpu, const Op* op)
 {
     const std::uint64_t linear = operand_address<M>(cpu, *op, sizeof(T), Access::Write);
-    fast_store<T>(cpu, segment_of(*op), linear, gpr_at<T>(cpu, op->reg));
-    return next(cpu, op);
+    return store_from<T>(cpu, op, linear, gpr_at<T>(cpu, op->reg));
 }
 
 template <typename T, Mem M>
 const Op* store_immediate(Cpu& cpu, const Op* op)
 {
     const std::uint64_t linear = operand_address<M>(cpu, *op, sizeof(T), Access::Write);
-    fast_store<T>(cpu, segment_of(*op), linear, static_cast<T>(op->immediate));
-    return next(cpu, op);
+    return store_from<T>(cpu, op, linear, static_cast<T>(op->immediate));
 }
 
 /// MOVZX, MOVSX, MOVSXD: `From` is signed where the sign is extended.
@@ -63,14 +120,17 @@ const Op* extend_register(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
+template <typename From, typename To>
+void take_extended(Cpu& cpu, std::uint8_t slot, const std::byte* data) noexcept
+{
+    set_gpr<To>(cpu, slot, extend<From, To>(load_host<std::make_unsigned_t<From>>(data)));
+}
+
 template <typename From, typename To, Mem M>
 const Op* extend_memory(Cpu& cpu, const Op* op)
 {
-    using Raw = std::make_unsigned_t<From>;
     const std::uint64_t linear = operand_address<M>(cpu, *op, sizeof(From), Access::Read);
-    const Raw value = fast_load<Raw>(cpu, segment_of(*op), linear);
-    set_gpr<To>(cpu, op->reg, extend<From, To>(value));
-    return next(cpu, op);
+    return load_to<std::make_unsigned_t<From>>(cpu, op, linear, op->reg, take_extended<From, To>);
 }
 
 template <typename From>
@@ -89,29 +149,30 @@ Handler select_extend(const Insn& insn, Op& op)
     });
 }
 
-/// MOV between the accumulator and memory at a fixed address.
-template <typename T>
-[[gnu::noinline]] void load_accumulator(Cpu& cpu, const Op& op)
+/// The fixed address of a MOV between the accumulator and memory.
+[[nodiscard]] std::uint64_t fixed_address(Cpu& cpu, const Op& op, std::size_t size, Access access)
 {
-    std::uint64_t linear = op.immediate;
     if (op.address_kind == AddressKind::Based64) {
-        linear += cpu.seg[op.segment].base;
-    } else if (op.address_kind == AddressKind::Segmented) {
-        linear = segmented_address(cpu, segment_of(op), op.immediate, sizeof(T), Access::Read);
+        return op.immediate + cpu.seg[op.segment].base;
     }
-    set_gpr<T>(cpu, 0, fast_load<T>(cpu, segment_of(op), linear));
+    if (op.address_kind == AddressKind::Segmented) {
+        return segmented_address(cpu, segment_of(op), op.immediate, size, access);
+    }
+    return op.immediate;
 }
 
 template <typename T>
-[[gnu::noinline]] void store_accumulator(Cpu& cpu, const Op& op)
+const Op* load_accumulator(Cpu& cpu, const Op* op)
 {
-    std::uint64_t linear = op.immediate;
-    if (op.address_kind == AddressKind::Based64) {
-        linear += cpu.seg[op.segment].base;
-    } else if (op.address_kind == AddressKind::Segmented) {
-        linear = segmented_address(cpu, segment_of(op), op.immediate, sizeof(T), Access::Write);
-    }
-    fast_store<T>(cpu, segment_of(op), linear, gpr_at<T>(cpu, 0));
+    const std::uint64_t linear = fixed_address(cpu, *op, sizeof(T), Access::Read);
+    return load_to<T>(cpu, op, linear, 0, take_register<T>);
+}
+
+template <typename T>
+const Op* store_accumulator(Cpu& cpu, const Op* op)
+{
+    const std::uint64_t linear = fixed_address(cpu, *op, sizeof(T), Access::Write);
+    return store_from<T>(cpu, op, linear, gpr_at<T>(cpu, 0));
 }
 
 template <typename T, bool Simple>
@@ -281,8 +342,8 @@ Handler select_mov_accumulator(const Insn& insn, Op& op)
     op.immediate = static_cast<std::uint64_t>(insn.displacement);
     return by_any_size(width(insn), [&](auto type) -> Handler {
         using T = typename decltype(type)::type;
-        return (insn.opcode & 2U) == 0 ? Handler{plain<load_accumulator<T>>}
-                                       : Handler{plain<store_accumulator<T>>};
+        return (insn.opcode & 2U) == 0 ? Handler{load_accumulator<T>}
+                                       : Handler{store_accumulator<T>};
     });
 }
 

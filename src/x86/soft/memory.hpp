@@ -63,6 +63,21 @@ void read_for_write_slow(Cpu& cpu,
                          void* to,
                          std::size_t size);
 
+/// The same, but where the access leads to MMIO they leave it at that: true, with its address in
+/// `gpa`.  @pre It lies in one page; no alignment check or data breakpoint applies.
+[[nodiscard]] bool read_or_find_mmio(Cpu& cpu,
+                                     SegmentIndex segment,
+                                     std::uint64_t linear,
+                                     void* to,
+                                     std::size_t size,
+                                     std::uint64_t& gpa);
+[[nodiscard]] bool write_or_find_mmio(Cpu& cpu,
+                                      SegmentIndex segment,
+                                      std::uint64_t linear,
+                                      const void* from,
+                                      std::size_t size,
+                                      std::uint64_t& gpa);
+
 /// The host address of `size` bytes at `linear`, after the same checks as the access itself, or
 /// null where they are no plain memory in one page (crossing, MMIO, code page on write): use the
 /// value functions then.

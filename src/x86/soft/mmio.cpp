@@ -67,6 +67,7 @@ void record(MmioReplay& mmio, const MmioReplay::Access& access)
     MmioReplay& mmio = cpu.mmio;
     mmio.pending = access;
     mmio.waiting = true;
+    mmio.moved.take = nullptr;
     mmio.next = 0;
     cpu.exit = EngineExit{};
     cpu.exit.reason = access.write ? EngineExit::Reason::MmioWrite : EngineExit::Reason::MmioRead;

@@ -316,6 +316,81 @@ void read_for_write_slow(Cpu& cpu,
     note_access(cpu, linear, size, false);
 }
 
+namespace {
+
+MmioTlb::Entry& mmio_entry(Cpu& cpu, std::uint64_t tag) noexcept
+{
+    return cpu.mmio_tlb.entries[((tag >> 12U) ^ tag) % MmioTlb::entry_count];
+}
+
+std::uint64_t mmio_tag(TlbContext context, std::uint64_t linear, bool write) noexcept
+{
+    return (linear & ~page_mask) | (static_cast<std::uint64_t>(context) << 1U) | (write ? 1U : 0U);
+}
+
+bool find_known_mmio(Cpu& cpu, std::uint64_t tag, std::uint64_t linear, std::uint64_t& gpa) noexcept
+{
+    const MmioTlb::Entry& entry = mmio_entry(cpu, tag);
+    gpa = entry.gpa | (linear & page_mask);
+    return entry.tag == tag;
+}
+
+void remember_mmio(Cpu& cpu, std::uint64_t tag, std::uint64_t gpa) noexcept
+{
+    mmio_entry(cpu, tag) = {tag, gpa & ~page_mask};
+    cpu.mmio_tlb.used = true;
+}
+
+}  // namespace
+
+bool read_or_find_mmio(Cpu& cpu,
+                       SegmentIndex segment,
+                       std::uint64_t linear,
+                       void* to,
+                       std::size_t size,
+                       std::uint64_t& gpa)
+{
+    linear = checked_linear(cpu, segment, linear, size);
+    const TlbContext context = data_context(cpu);
+    const std::uint64_t tag = mmio_tag(context, linear, false);
+    if (find_known_mmio(cpu, tag, linear, gpa)) {
+        return true;
+    }
+    const Target target = resolve(cpu, context, linear, false);
+    if (target.host != nullptr) {
+        copy_from_host(static_cast<std::byte*>(to), target.host, size);
+        return false;
+    }
+    gpa = target.gpa;
+    remember_mmio(cpu, tag, gpa);
+    return true;
+}
+
+bool write_or_find_mmio(Cpu& cpu,
+                        SegmentIndex segment,
+                        std::uint64_t linear,
+                        const void* from,
+                        std::size_t size,
+                        std::uint64_t& gpa)
+{
+    linear = checked_linear(cpu, segment, linear, size);
+    const TlbContext context = data_context(cpu);
+    const std::uint64_t tag = mmio_tag(context, linear, true);
+    if (find_known_mmio(cpu, tag, linear, gpa)) {
+        return true;
+    }
+    const Target target = resolve(cpu, context, linear, true);
+    if (target.host != nullptr && target.writable) {
+        write_piece(cpu, target, static_cast<const std::byte*>(from), size);
+        return false;
+    }
+    gpa = target.gpa;
+    if (target.host == nullptr) {
+        remember_mmio(cpu, tag, gpa);
+    }
+    return true;
+}
+
 std::byte* direct(Cpu& cpu,
                   SegmentIndex segment,
                   std::uint64_t linear,

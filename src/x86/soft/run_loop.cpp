@@ -10,6 +10,7 @@
 #include "x86/soft/dispatch.hpp"
 #include "x86/soft/fault.hpp"
 #include "x86/soft/memory.hpp"
+#include "x86/soft/memory_move.hpp"
 #include "x86/soft/native.hpp"
 #include "x86/soft/system.hpp"
 #include "x86/soft/translator.hpp"
@@ -203,9 +204,9 @@ void RunLoop::execute(Block& block)
     } while (op != nullptr);
     executing_ = false;
     // A read that waits for the caller: the instruction is not complete.
-    const bool waits = cpu_.exit_pending &&
-                       (cpu_.port_io.waiting || cpu_.exit.reason == EngineExit::Reason::MsrRead ||
-                        cpu_.exit.reason == EngineExit::Reason::MsrWrite);
+    const bool waits = cpu_.exit_pending && (cpu_.port_io.waiting || cpu_.mmio.waiting ||
+                                             cpu_.exit.reason == EngineExit::Reason::MsrRead ||
+                                             cpu_.exit.reason == EngineExit::Reason::MsrWrite);
     if (waits) {
         if (cpu_.current == first) {
             unfinished();
@@ -285,6 +286,10 @@ bool RunLoop::complete()
     if (cpu_.port_io.waiting && cpu_.port_io.length != 0) {
         cpu_.port_io.waiting = false;
         complete_in(cpu_);
+        return true;
+    }
+    if (cpu_.mmio.waiting && cpu_.mmio.moved.take != nullptr) {
+        complete_load(cpu_);
         return true;
     }
     if (cpu_.mmio.waiting) {

@@ -100,12 +100,6 @@ private:
            cpu.pending_debug == 0;
 }
 
-/// Ends the block at the instruction itself: to be executed again.
-inline const Op* leave_to_same(Cpu& cpu, const Op* op)
-{
-    return leave_to(cpu, cpu.ip_mask(cpu.block_rip() + op->offset));
-}
-
 /// Ends the block between two iterations.
 inline const Op* leave_repeating(Cpu& cpu, const Op* op)
 {

@@ -4,6 +4,7 @@
 /// The TLBs of a vCPU: filling, and forgetting no more than the guest asks for.
 
 #include <bit>
+#include <utility>
 
 #include "x86/soft/block.hpp"
 #include "x86/soft/memory.hpp"
@@ -44,6 +45,9 @@ void drop_fetch_entry(FetchTlb::Entry& entry) noexcept
 
 void mapping_changed(Cpu& cpu) noexcept
 {
+    if (std::exchange(cpu.mmio_tlb.used, false)) {
+        cpu.mmio_tlb = MmioTlb{};
+    }
     if (cpu.blocks != nullptr) {
         cpu.blocks->mapping_changed();
     }

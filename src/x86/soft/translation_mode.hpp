@@ -6,6 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "vmm/result.hpp"
 
 namespace vmm::x86::soft {
 
@@ -15,7 +19,14 @@ enum class TranslationMode : std::uint8_t {
     Stress,  ///< Translates what is executed once, has little memory, flushes TLBs at random.
 };
 
-/// Off, unless the environment has VMM_SOFT=translator or VMM_SOFT=stress.
-[[nodiscard]] TranslationMode default_translation_mode() noexcept;
+/// "interpreter", "translator", "stress".
+[[nodiscard]] std::string_view name(TranslationMode mode) noexcept;
+[[nodiscard]] std::optional<TranslationMode> translation_mode_from_name(
+    std::string_view name) noexcept;
+
+/// What VMM_SOFT in the environment says, or `otherwise` where it is not set.  EINVAL for what is
+/// no name of a mode.
+[[nodiscard]] Result<TranslationMode> translation_mode(
+    TranslationMode otherwise = TranslationMode::On);
 
 }  // namespace vmm::x86::soft

@@ -3,9 +3,7 @@
 #include "x86/soft/translator.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <string_view>
 #include <utility>
 
 #include <sys/mman.h>
@@ -26,16 +24,6 @@ constexpr std::size_t owned_size = 4096;
 constexpr std::size_t dead_exit_size = 14;  ///< What lies before a block's code (emitter.cpp).
 
 }  // namespace
-
-TranslationMode default_translation_mode() noexcept
-{
-    const char* const asked = std::getenv("VMM_SOFT");
-    const std::string_view name = asked == nullptr ? "" : asked;
-    if (name == "stress") {
-        return TranslationMode::Stress;
-    }
-    return name == "translator" ? TranslationMode::On : TranslationMode::Off;
-}
 
 std::unique_ptr<Translator> Translator::create(Cpu& cpu, TranslationMode mode)
 {

@@ -70,8 +70,7 @@ private:
 
 class SoftVm {
 public:
-    explicit SoftVm(PhysicalMemory& memory,
-                    TranslationMode translation = default_translation_mode());
+    explicit SoftVm(PhysicalMemory& memory, TranslationMode translation = TranslationMode::On);
     ~SoftVm();
     SoftVm(const SoftVm&) = delete;
     SoftVm& operator=(const SoftVm&) = delete;

@@ -19,8 +19,8 @@ struct Machine::Instance {
     Vcpu vcpu;
 };
 
-Machine::Machine(Engine leader, Engine follower)
-    : options_{.engine = leader, .lockstep = follower},
+Machine::Machine(const KvmOptions& options)
+    : options_{options},
       memory_{static_cast<std::byte*>(std::aligned_alloc(4096, Layout::memory)), &std::free}
 {
     kvm_.emplace(Kvm::open(options_).value());
@@ -30,7 +30,9 @@ Machine::Machine(Engine leader, Engine follower)
     offer_.smep = cpuid.has(x86::feature::smep);
     offer_.smap = cpuid.has(x86::feature::smap);
     offer_.umip = cpuid.has(x86::feature::umip);
-    trust_judge();
+    if (options.lockstep == Engine::Kvm) {
+        trust_judge();
+    }
 }
 
 Machine::~Machine() = default;

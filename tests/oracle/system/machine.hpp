@@ -28,7 +28,8 @@ struct Outcome {
 
 class Machine {
 public:
-    Machine(Engine leader, Engine follower);
+    /// `options` has a second engine.
+    explicit Machine(const KvmOptions& options);
     ~Machine();
     Machine(const Machine&) = delete;
     Machine& operator=(const Machine&) = delete;
