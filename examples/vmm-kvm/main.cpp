@@ -31,7 +31,8 @@ constexpr const char* usage = R"(Runs a program that was written for /dev/kvm, u
     vmm-kvm [OPTION…] [--] PROGRAM [ARGUMENT…]
 
     --engine NAME   what runs guests: auto (the default), soft, kvm
-    --log LEVEL     what is said on standard error: error, warning (the default), debug: why a call was refused
+    --log LEVEL     what is said on standard error: error, warning (the default), debug: why a call was refused,
+                    trace: every call
     --help
 
 Example:
@@ -79,8 +80,10 @@ Options parse(int argc, char** argv)
         die(status_usage,
             fmt::format("'{}' is no engine; auto, soft and kvm would work", options.engine));
     }
-    if (options.log != "error" && options.log != "warning" && options.log != "debug") {
-        die(status_usage, fmt::format("'{}' is no log level; error, warning and debug would work",
+    if (options.log != "error" && options.log != "warning" && options.log != "debug" &&
+        options.log != "trace") {
+        die(status_usage, fmt::format("'{}' is no log level; error, warning, debug and trace would "
+                                      "work",
                                       options.log));
     }
     options.command.assign(argv + at, argv + argc);

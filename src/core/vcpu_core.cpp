@@ -461,11 +461,16 @@ void VcpuCore::set_tsc_offset(std::uint64_t offset) noexcept
     update_kvmclock();
 }
 
-bool VcpuCore::access_tsc_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
+bool VcpuCore::access_tsc_msr(std::uint32_t index,
+                              std::uint64_t& value,
+                              bool write,
+                              x86::MsrAccess access) noexcept
 {
     switch (index) {
     case x86::msr::tsc:
-        if (write) {
+        if (write && access == x86::MsrAccess::Host) {
+            set_tsc_offset(vm_->synchronised_tsc_offset(value));
+        } else if (write) {
             const std::uint64_t offset = value - x86::read_host_tsc();
             tsc_adjust_ += offset - state(StateGroup::None).tsc_offset;
             set_tsc_offset(offset);
@@ -540,7 +545,8 @@ bool VcpuCore::access_msr(std::uint32_t index,
                           bool write,
                           x86::MsrAccess access) noexcept
 {
-    if (access_tsc_msr(index, value, write) || access_kvmclock_msr(index, value, write)) {
+    if (access_tsc_msr(index, value, write, access) ||
+        access_kvmclock_msr(index, value, write)) {
         return true;
     }
     if (index == x86::msr::apic_base) {

@@ -103,7 +103,8 @@ private:
     [[nodiscard]] x86::irqchip::TscClock tsc_clock();
     [[nodiscard]] bool access_tsc_msr(std::uint32_t index,
                                       std::uint64_t& value,
-                                      bool write) noexcept;
+                                      bool write,
+                                      x86::MsrAccess access) noexcept;
     [[nodiscard]] bool access_kvmclock_msr(std::uint32_t index,
                                            std::uint64_t& value,
                                            bool write) noexcept;

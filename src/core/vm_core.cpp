@@ -104,7 +104,8 @@ VmCore::VmCore(const KvmOptions& options,
       event_loop_{std::move(event_loop)},
       tsc_khz_{tsc_khz},
       created_tsc_{x86::read_host_tsc()},
-      clock_{created_tsc_, 0}
+      clock_{created_tsc_, 0},
+      tsc_offset_{initial_tsc_offset()}
 {
 }
 
@@ -318,6 +319,19 @@ std::uint64_t VmCore::clock_ns() const noexcept
     const ClockReference reference = clock_reference();
     return reference.ns +
            x86::scale_tsc(x86::read_host_tsc() - reference.host_tsc, x86::tsc_scale(tsc_khz_));
+}
+
+std::uint64_t VmCore::synchronised_tsc_offset(std::uint64_t value) noexcept
+{
+    const std::lock_guard lock{clock_mutex_};
+    const std::uint64_t host = x86::read_host_tsc();
+    const std::uint64_t reached = host + tsc_offset_;
+    const std::uint64_t second = std::uint64_t{tsc_khz_} * 1000U;
+    const bool is_near = value < reached + second && value + second > reached;
+    if (value != 0U && !is_near) {
+        tsc_offset_ = value - host;
+    }
+    return tsc_offset_;
 }
 
 void VmCore::set_clock_ns(std::uint64_t now) noexcept

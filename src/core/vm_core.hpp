@@ -92,6 +92,11 @@ public:
         return std::uint64_t{0} - created_tsc_;
     }
 
+    /// The offset for a vCPU whose TSC the VMM sets to `value`.  A VMM sets those of all vCPUs one
+    /// after the other and means them to agree: 0, and what lies within a second of what the one
+    /// set before has reached by now, gives the same offset again.
+    [[nodiscard]] std::uint64_t synchronised_tsc_offset(std::uint64_t value) noexcept;
+
     /// All that a guest of this VM may be offered.
     [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
 
@@ -115,6 +120,7 @@ private:
     std::uint64_t created_tsc_;
     mutable std::mutex clock_mutex_;
     ClockReference clock_;
+    std::uint64_t tsc_offset_;  // What the TSC was set to last, as an offset.
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;
     std::unique_ptr<x86::irqchip::Irqchip> irqchip_;

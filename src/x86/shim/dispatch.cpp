@@ -7,14 +7,17 @@
 #include <string>
 #include <utility>
 
-#include "x86/shim/log.hpp"
-
 namespace vmm::shim {
 
 long refused(const Error& error)
 {
     log(LogLevel::Debug, error.message());
     return -error.errno_value();
+}
+
+void trace(const std::string& what, long result) noexcept
+{
+    log(LogLevel::Trace, what + " = " + std::to_string(result));
 }
 
 void note_unknown(const char* kind, unsigned request) noexcept

@@ -15,9 +15,11 @@
 #include <initializer_list>
 #include <new>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "vmm/result.hpp"
+#include "x86/shim/log.hpp"
 #include "x86/shim/user_memory.hpp"
 
 namespace vmm::shim {
@@ -87,6 +89,8 @@ inline constexpr auto updates = &detail::Updates<F>::call;
 {
     return result ? 0 : refused(result.error());
 }
+/// Says in the log (level trace) what an ioctl gave.
+void trace(const std::string& what, long result) noexcept;
 /// Says once for each request in the log (level warning) that it is not known.
 void note_unknown(const char* kind, unsigned request) noexcept;
 
@@ -118,7 +122,11 @@ public:
             return -unknown_errno_;
         }
         try {
-            return row->handle(file, argument);
+            const long result = row->handle(file, argument);
+            if (is_wanted(LogLevel::Trace)) {
+                trace(file.link_name() + ' ' + row->name, result);
+            }
+            return result;
         } catch (const std::bad_alloc&) {
             return -ENOMEM;
         }

@@ -13,17 +13,23 @@ LogLevel wanted_level() noexcept
 {
     const char* const set = std::getenv("VMM_KVM_LOG");
     const std::string_view name = set != nullptr ? set : "";
-    return name == "debug"   ? LogLevel::Debug
+    return name == "trace"   ? LogLevel::Trace
+           : name == "debug" ? LogLevel::Debug
            : name == "error" ? LogLevel::Error
                              : LogLevel::Warning;
 }
 
 }  // namespace
 
-void log(LogLevel level, const std::string& line) noexcept
+bool is_wanted(LogLevel level) noexcept
 {
     static const LogLevel wanted = wanted_level();
-    if (level <= wanted) {
+    return level <= wanted;
+}
+
+void log(LogLevel level, const std::string& line) noexcept
+{
+    if (is_wanted(level)) {
         std::fprintf(stderr, "vmm-kvm: %s\n", line.c_str());
     }
 }

@@ -10,10 +10,13 @@
 
 namespace vmm::shim {
 
-enum class LogLevel : std::uint8_t { Error, Warning, Debug };
+enum class LogLevel : std::uint8_t { Error, Warning, Debug, Trace };
 
-/// One line "vmm-kvm: …".  VMM_KVM_LOG in the environment (error, warning, debug) says from which
-/// level on; warning unless set.
+/// VMM_KVM_LOG in the environment (error, warning, debug, trace) says up to which level lines are
+/// wanted; warning unless set.
+[[nodiscard]] bool is_wanted(LogLevel level) noexcept;
+
+/// One line "vmm-kvm: …", if it is wanted.
 void log(LogLevel level, const std::string& line) noexcept;
 
 [[nodiscard]] std::string hex(unsigned long value);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <string>
 
 #include <linux/kvm.h>
 
@@ -183,6 +184,10 @@ long VcpuFile::run() noexcept
     try {
         const long result = run_locked();
         show_state(area_.run());
+        if (is_wanted(LogLevel::Trace)) {
+            trace(link_name() + " KVM_RUN (exit " + std::to_string(area_.run().exit_reason) + ')',
+                  result);
+        }
         return result;
     } catch (const std::bad_alloc&) {
         return -ENOMEM;
