@@ -13,8 +13,9 @@
 #include <string_view>
 #include <vector>
 
-#include <fmt/format.h>
 #include <unistd.h>
+
+#include <fmt/format.h>
 
 #include "elf_kind.hpp"
 #include "vmm/kvm.hpp"
@@ -26,7 +27,8 @@ namespace fs = std::filesystem;
 constexpr int status_cannot = 1;
 constexpr int status_usage = 2;
 
-constexpr const char* usage = R"(Runs a program that was written for /dev/kvm, unchanged, on this library.
+constexpr const char* usage =
+    R"(Runs a program that was written for /dev/kvm, unchanged, on this library.
 
     vmm-kvm [OPTION…] [--] PROGRAM [ARGUMENT…]
 
@@ -121,8 +123,8 @@ fs::path preload_library()
     const fs::path self = fs::read_symlink("/proc/self/exe");
     const fs::path library = (self.parent_path() / VMM_KVM_PRELOAD).lexically_normal();
     if (::access(library.c_str(), R_OK) != 0) {
-        die(status_cannot, fmt::format("{} is not there; it belongs to this program",
-                                       library.string()));
+        die(status_cannot,
+            fmt::format("{} is not there; it belongs to this program", library.string()));
     }
     return library;
 }
@@ -140,8 +142,7 @@ void check(const fs::path& program)
     case ElfKind::Foreign:
         die(status_cannot, fmt::format("{} is no program for x86-64", program.string()));
     case ElfKind::Unreadable:
-        die(status_cannot,
-            fmt::format("read {}: {}", program.string(), std::strerror(errno)));
+        die(status_cannot, fmt::format("read {}: {}", program.string(), std::strerror(errno)));
     }
 }
 

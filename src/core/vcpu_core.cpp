@@ -545,8 +545,7 @@ bool VcpuCore::access_msr(std::uint32_t index,
                           bool write,
                           x86::MsrAccess access) noexcept
 {
-    if (access_tsc_msr(index, value, write, access) ||
-        access_kvmclock_msr(index, value, write)) {
+    if (access_tsc_msr(index, value, write, access) || access_kvmclock_msr(index, value, write)) {
         return true;
     }
     if (index == x86::msr::apic_base) {
@@ -570,11 +569,9 @@ bool VcpuCore::access_msr(std::uint32_t index,
             value = write ? value : 0U;
             return index == x86::msr::tsc_deadline;
         }
-        const bool known =
-            write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
+        const bool known = write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
         // A VMM saves and restores it without a look at the guest's CPUID; KVM lets it.
-        return known ||
-               (access == x86::MsrAccess::Host && index == x86::msr::tsc_deadline);
+        return known || (access == x86::MsrAccess::Host && index == x86::msr::tsc_deadline);
     }
     const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
     return write ? msrs_.write(cpuid, index, value, access) : msrs_.read(cpuid, index, value);

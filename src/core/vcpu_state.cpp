@@ -278,7 +278,8 @@ Result<void> VcpuCore::setup_mce(std::uint64_t mcg_cap)
 
 Result<void> VcpuCore::inject_mce(const x86::MachineCheck& error)
 {
-    const auto raised = msrs_.record_mce(error, (state(StateGroup::Segments).cr4 & Cr4::MCE.mask) != 0U);
+    const auto raised =
+        msrs_.record_mce(error, (state(StateGroup::Segments).cr4 & Cr4::MCE.mask) != 0U);
     switch (raised) {
     case x86::MceOutcome::NoSuchBank:
         return Error{std::errc::invalid_argument,
@@ -287,8 +288,8 @@ Result<void> VcpuCore::inject_mce(const x86::MachineCheck& error)
                                  error.bank, error.status)};
     case x86::MceOutcome::Recorded: return success;
     case x86::MceOutcome::Raise:
-        state(StateGroup::Registers).inject =
-            x86::Event{x86::EventKind::HardwareException, static_cast<std::uint8_t>(x86::Vector::MC)};
+        state(StateGroup::Registers).inject = x86::Event{
+            x86::EventKind::HardwareException, static_cast<std::uint8_t>(x86::Vector::MC)};
         return success;
     case x86::MceOutcome::TripleFault: shutdown_ = true; return success;
     }

@@ -162,8 +162,8 @@ Result<void> VmCore::clear_dirty_log(std::uint32_t slot,
                                      std::span<const std::uint64_t> bitmap,
                                      std::uint16_t address_space)
 {
-    VMM_TRY_VOID(physical_.slots().clear_dirty_log(slot, first_page, num_pages, bitmap,
-                                                   address_space));
+    VMM_TRY_VOID(
+        physical_.slots().clear_dirty_log(slot, first_page, num_pages, bitmap, address_space));
     engine_->dirty_log_cleared();
     return success;
 }

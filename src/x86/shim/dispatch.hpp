@@ -107,9 +107,8 @@ public:
         for (const auto group : groups) {
             rows_.insert(rows_.end(), group.begin(), group.end());
         }
-        std::sort(rows_.begin(), rows_.end(), [](const Row<FileT>& a, const Row<FileT>& b) {
-            return a.request < b.request;
-        });
+        std::sort(rows_.begin(), rows_.end(),
+                  [](const Row<FileT>& a, const Row<FileT>& b) { return a.request < b.request; });
     }
 
     [[nodiscard]] long call(FileT& file, unsigned request, unsigned long argument) const noexcept

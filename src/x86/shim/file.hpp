@@ -35,7 +35,11 @@ public:
     [[nodiscard]] virtual std::string link_name() const = 0;
 
     /// The client has mapped it, as mmap(2) was told.
-    virtual void mapped(void* at, std::size_t size, int protection, int flags, off_t offset) noexcept;
+    virtual void mapped(void* at,
+                        std::size_t size,
+                        int protection,
+                        int flags,
+                        off_t offset) noexcept;
 
     /// Made by this process, and not by its parent before fork(): KVM says EIO otherwise.
     [[nodiscard]] bool is_of_this_process() const noexcept;

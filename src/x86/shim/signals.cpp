@@ -197,8 +197,7 @@ RunScope::~RunScope()
     }
     std::atomic_signal_fence(std::memory_order_seq_cst);
     current_run = nullptr;
-    const std::size_t count =
-        std::min(waiting_count_.load(std::memory_order_relaxed), max_waiting);
+    const std::size_t count = std::min(waiting_count_.load(std::memory_order_relaxed), max_waiting);
     for (std::size_t i = 0; i < count; ++i) {
         Waiting& each = waiting_[i];
         ::syscall(SYS_rt_tgsigqueueinfo, ::getpid(), ::syscall(SYS_gettid), each.signal,

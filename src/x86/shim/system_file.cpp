@@ -71,8 +71,8 @@ std::shared_ptr<const Kvm> open_engine()
     const char* const name = std::getenv("VMM_KVM_ENGINE");
     const auto engine = engine_from_name(name != nullptr ? name : "auto");
     if (!engine) {
-        log(LogLevel::Error, std::string{"VMM_KVM_ENGINE="} + name +
-                                 " names no engine; auto, soft and kvm would");
+        log(LogLevel::Error,
+            std::string{"VMM_KVM_ENGINE="} + name + " names no engine; auto, soft and kvm would");
         return nullptr;
     }
     auto kvm = Kvm::open({.engine = *engine});

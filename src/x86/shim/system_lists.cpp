@@ -104,7 +104,8 @@ long get_attribute(SystemFile& file, const kvm_device_attr& attribute)
 
 constexpr Row<SystemFile> rows[] = {
     {request::get_msr_index_list, "KVM_GET_MSR_INDEX_LIST", get_msr_index_list},
-    {request::get_msr_feature_index_list, "KVM_GET_MSR_FEATURE_INDEX_LIST", get_msr_feature_index_list},
+    {request::get_msr_feature_index_list, "KVM_GET_MSR_FEATURE_INDEX_LIST",
+     get_msr_feature_index_list},
     {request::get_msrs, "KVM_GET_MSRS", get_feature_msrs},
     {request::get_supported_cpuid, "KVM_GET_SUPPORTED_CPUID", get_supported_cpuid},
     {KVM_X86_GET_MCE_CAP_SUPPORTED, "KVM_X86_GET_MCE_CAP_SUPPORTED", writes<get_mce_capabilities>},

@@ -57,8 +57,7 @@ bool copy_in(void* to, UserAddress from, std::size_t size) noexcept
 bool copy_out(UserAddress to, const void* from, std::size_t size) noexcept
 {
     // SAFETY: a fault of the copy is fixed up.
-    return is_user(to, size) &&
-           vmm_shim_copy(reinterpret_cast<void*>(to.value()), from, size) == 0;
+    return is_user(to, size) && vmm_shim_copy(reinterpret_cast<void*>(to.value()), from, size) == 0;
 }
 
 bool fix_up_fault(ucontext_t& context) noexcept

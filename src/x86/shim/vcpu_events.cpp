@@ -25,8 +25,8 @@ kvm_vcpu_events events_of(Vcpu& vcpu)
     out.nmi.injected = events.nmi.injected;
     out.nmi.pending = events.nmi.pending;
     out.nmi.masked = events.nmi.masked;
-    out.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW |
-                KVM_VCPUEVENT_VALID_SMM;
+    out.flags =
+        KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
     return out;
 }
 
@@ -55,9 +55,8 @@ long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted)
                                   : before.interrupt.shadow;
     events.nmi.injected = wanted.nmi.injected;
     events.nmi.masked = wanted.nmi.masked;
-    events.nmi.pending = (wanted.flags & KVM_VCPUEVENT_VALID_NMI_PENDING) != 0
-                             ? wanted.nmi.pending
-                             : before.nmi.pending;
+    events.nmi.pending = (wanted.flags & KVM_VCPUEVENT_VALID_NMI_PENDING) != 0 ? wanted.nmi.pending
+                                                                               : before.nmi.pending;
     events.exception_payload = vcpu.sregs().cr2;  // Injecting #PF leaves CR2 as it is.
     if (events.exception.nr != 14) {
         events.exception_payload = 0;
@@ -105,8 +104,8 @@ long setup_mce(VcpuFile& file, const __u64& capabilities)
 
 long set_mce(VcpuFile& file, const kvm_x86_mce& error)
 {
-    return result_of(
-        file.vcpu().inject_mce({error.status, error.addr, error.misc, error.mcg_status, error.bank}));
+    return result_of(file.vcpu().inject_mce(
+        {error.status, error.addr, error.misc, error.mcg_status, error.bank}));
 }
 
 constexpr Row<VcpuFile> rows[] = {

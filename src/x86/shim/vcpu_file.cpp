@@ -39,11 +39,7 @@ long create_vcpu(VmFile& vm, unsigned long id)
     return install(*std::move(fd), std::move(file));
 }
 
-void VcpuFile::mapped(void* at,
-                      std::size_t size,
-                      int protection,
-                      int flags,
-                      off_t offset) noexcept
+void VcpuFile::mapped(void* at, std::size_t size, int protection, int flags, off_t offset) noexcept
 {
     const UniqueFd& ring = vm_->ring_memfd();
     constexpr std::size_t ring_offset = 2 * shim_page_size;
@@ -58,11 +54,11 @@ void VcpuFile::mapped(void* at,
 
 long VcpuFile::ioctl(unsigned request, unsigned long argument) noexcept
 {
-    static const auto& table = *new Table<VcpuFile>{"a vCPU",
-                                                    EINVAL,
-                                                    {vcpu_register_rows(), vcpu_fpu_rows(),
-                                                     vcpu_cpuid_rows(), vcpu_event_rows(),
-                                                     vcpu_apic_rows(), vcpu_misc_rows()}};
+    static const auto& table =
+        *new Table<VcpuFile>{"a vCPU",
+                             EINVAL,
+                             {vcpu_register_rows(), vcpu_fpu_rows(), vcpu_cpuid_rows(),
+                              vcpu_event_rows(), vcpu_apic_rows(), vcpu_misc_rows()}};
     if (!is_of_this_process()) {
         return -EIO;
     }

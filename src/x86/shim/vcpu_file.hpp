@@ -40,8 +40,11 @@ public:
         return "anon_inode:kvm-vcpu:" + std::to_string(vcpu_.id());
     }
 
-    void mapped(void* at, std::size_t size, int protection, int flags, off_t offset) noexcept
-        override;
+    void mapped(void* at,
+                std::size_t size,
+                int protection,
+                int flags,
+                off_t offset) noexcept override;
 
     [[nodiscard]] VmFile& vm() noexcept { return *vm_; }
     [[nodiscard]] Vcpu& vcpu() noexcept { return vcpu_; }
@@ -59,8 +62,8 @@ private:
     std::shared_ptr<VmFile> vm_;
     Vcpu vcpu_;
     RunArea area_;
-    const bool has_ring_;  // The VM's coalesced ring is in this one's memory.
-    std::mutex mutex_;  // All below, and `vcpu_`.
+    const bool has_ring_;          // The VM's coalesced ring is in this one's memory.
+    std::mutex mutex_;             // All below, and `vcpu_`.
     std::optional<Exit> pending_;  // A read that the client answers in the area.
     std::optional<sigset_t> run_mask_;
     bool has_run_{};

@@ -35,9 +35,9 @@ long set_sregs(Vcpu& vcpu, const kvm_sregs& sregs)
         return result;
     }
     // Of several interrupts the first is the one that KVM injects.
-    const auto* const word = std::find_if(std::begin(sregs.interrupt_bitmap),
-                                          std::end(sregs.interrupt_bitmap),
-                                          [](__u64 each) { return each != 0; });
+    const auto* const word =
+        std::find_if(std::begin(sregs.interrupt_bitmap), std::end(sregs.interrupt_bitmap),
+                     [](__u64 each) { return each != 0; });
     if (word != std::end(sregs.interrupt_bitmap)) {
         x86::VcpuEvents events = vcpu.events();
         const auto first = static_cast<unsigned>(word - std::begin(sregs.interrupt_bitmap)) * 64U +

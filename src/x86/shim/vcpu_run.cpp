@@ -99,59 +99,59 @@ void VcpuFile::take_answer(kvm_run& area) noexcept
 
 long VcpuFile::show(kvm_run& area, const Exit& exit)
 {
-    return exit.visit(Overloaded{
-        [&](const PortRead& e) {
-            show_port(area, KVM_EXIT_IO_IN, e.port, e.width, e.data.size());
-            std::memset(area_.port_data(), 0xff, e.data.size());
-            return 0L;
-        },
-        [&](const PortWrite& e) {
-            show_port(area, KVM_EXIT_IO_OUT, e.port, e.width, e.data.size());
-            std::memcpy(area_.port_data(), e.data.data(), e.data.size());
-            return 0L;
-        },
-        [&](const MmioRead& e) {
-            show_mmio(area, e.gpa, e.data.size(), false);
-            return 0L;
-        },
-        [&](const MmioWrite& e) {
-            show_mmio(area, e.gpa, e.data.size(), true);
-            std::memcpy(area.mmio.data, e.data.data(),
-                        std::min(e.data.size(), sizeof area.mmio.data));
-            return 0L;
-        },
-        [&](const Halt&) {
-            area.exit_reason = KVM_EXIT_HLT;
-            return 0L;
-        },
-        [&](const Shutdown&) {
-            area.exit_reason = KVM_EXIT_SHUTDOWN;
-            return 0L;
-        },
-        [&](const Interrupted&) {
-            area.exit_reason = KVM_EXIT_INTR;
-            return -long{EINTR};
-        },
-        [&](const IrqWindow&) {
-            area.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
-            return 0L;
-        },
-        [&](const InternalError& e) {
-            show_emulation_error(area, e.instruction);
-            return 0L;
-        },
-        [&](const EntryFailure& e) {
-            area.exit_reason = KVM_EXIT_FAIL_ENTRY;
-            area.fail_entry.hardware_entry_failure_reason = e.hardware_reason;
-            area.fail_entry.cpu = 0;
-            return 0L;
-        },
-        [&](const auto&) {
-            log(LogLevel::Error, std::string{"vCPU exit that KVM's ABI has no name for: "} +
-                                     exit.name());
-            show_emulation_error(area, {});
-            return 0L;
-        }});
+    return exit.visit(
+        Overloaded{[&](const PortRead& e) {
+                       show_port(area, KVM_EXIT_IO_IN, e.port, e.width, e.data.size());
+                       std::memset(area_.port_data(), 0xff, e.data.size());
+                       return 0L;
+                   },
+                   [&](const PortWrite& e) {
+                       show_port(area, KVM_EXIT_IO_OUT, e.port, e.width, e.data.size());
+                       std::memcpy(area_.port_data(), e.data.data(), e.data.size());
+                       return 0L;
+                   },
+                   [&](const MmioRead& e) {
+                       show_mmio(area, e.gpa, e.data.size(), false);
+                       return 0L;
+                   },
+                   [&](const MmioWrite& e) {
+                       show_mmio(area, e.gpa, e.data.size(), true);
+                       std::memcpy(area.mmio.data, e.data.data(),
+                                   std::min(e.data.size(), sizeof area.mmio.data));
+                       return 0L;
+                   },
+                   [&](const Halt&) {
+                       area.exit_reason = KVM_EXIT_HLT;
+                       return 0L;
+                   },
+                   [&](const Shutdown&) {
+                       area.exit_reason = KVM_EXIT_SHUTDOWN;
+                       return 0L;
+                   },
+                   [&](const Interrupted&) {
+                       area.exit_reason = KVM_EXIT_INTR;
+                       return -long{EINTR};
+                   },
+                   [&](const IrqWindow&) {
+                       area.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
+                       return 0L;
+                   },
+                   [&](const InternalError& e) {
+                       show_emulation_error(area, e.instruction);
+                       return 0L;
+                   },
+                   [&](const EntryFailure& e) {
+                       area.exit_reason = KVM_EXIT_FAIL_ENTRY;
+                       area.fail_entry.hardware_entry_failure_reason = e.hardware_reason;
+                       area.fail_entry.cpu = 0;
+                       return 0L;
+                   },
+                   [&](const auto&) {
+                       log(LogLevel::Error,
+                           std::string{"vCPU exit that KVM's ABI has no name for: "} + exit.name());
+                       show_emulation_error(area, {});
+                       return 0L;
+                   }});
 }
 
 void VcpuFile::show_state(kvm_run& area)

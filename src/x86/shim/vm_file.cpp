@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
+
 #include <x86intrin.h>
 
 #include "x86/shim/library_scope.hpp"

@@ -43,8 +43,8 @@ long signal_msi(VmFile& file, const kvm_msi& message)
     if (message.flags != 0) {
         return -EINVAL;
     }
-    const auto reached = file.vm().signal_msi(
-        message_address(message.address_lo, message.address_hi), message.data);
+    const auto reached =
+        file.vm().signal_msi(message_address(message.address_lo, message.address_hi), message.data);
     return reached ? *reached : refused(reached.error());
 }
 

@@ -27,8 +27,8 @@ long change_event(VmFile& file, const kvm_ioeventfd& wanted, A address)
 
 long ioeventfd(VmFile& file, const kvm_ioeventfd& wanted)
 {
-    constexpr std::uint32_t known = KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_PIO |
-                                    KVM_IOEVENTFD_FLAG_DEASSIGN;
+    constexpr std::uint32_t known =
+        KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_DEASSIGN;
     if ((wanted.flags & ~known) != 0) {
         return -EINVAL;
     }

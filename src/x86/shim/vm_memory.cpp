@@ -34,8 +34,8 @@ long set_user_memory_region(VmFile& file, const kvm_userspace_memory_region& wan
     const SlotId id{wanted.slot};
     // The kernel's half of the address space is not the client's to give.
     constexpr std::uint64_t user_end = 0x0000'7fff'ffff'f000;
-    if (wanted.memory_size != 0 &&
-        (wanted.userspace_addr > user_end || wanted.memory_size > user_end - wanted.userspace_addr)) {
+    if (wanted.memory_size != 0 && (wanted.userspace_addr > user_end ||
+                                    wanted.memory_size > user_end - wanted.userspace_addr)) {
         return -EINVAL;
     }
     // SAFETY: the client says that its memory is there; the guest's accesses are what find out.

@@ -127,14 +127,22 @@ VMM_HOOK int fcntl64(int fd, int command, ...)
     return after_fcntl(fd, command, next_fcntl64.get()(fd, command, argument));
 }
 
-VMM_HOOK void* mmap(void* at, std::size_t size, int protection, int flags, int fd, off_t offset)
-    noexcept
+VMM_HOOK void* mmap(void* at,
+                    std::size_t size,
+                    int protection,
+                    int flags,
+                    int fd,
+                    off_t offset) noexcept
 {
     return map(at, size, protection, flags, fd, offset);
 }
 
-VMM_HOOK void* mmap64(void* at, std::size_t size, int protection, int flags, int fd, off64_t offset)
-    noexcept
+VMM_HOOK void* mmap64(void* at,
+                      std::size_t size,
+                      int protection,
+                      int flags,
+                      int fd,
+                      off64_t offset) noexcept
 {
     return map(at, size, protection, flags, fd, offset);
 }

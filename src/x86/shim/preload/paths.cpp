@@ -157,8 +157,11 @@ VMM_HOOK int __xstat64(int version, const char* path, struct stat64* to) noexcep
     return with_kvm(path, to, next_xstat64.get()(version, path, to));
 }
 
-VMM_HOOK int statx(int directory, const char* path, int flags, unsigned mask, struct statx* to)
-    noexcept
+VMM_HOOK int statx(int directory,
+                   const char* path,
+                   int flags,
+                   unsigned mask,
+                   struct statx* to) noexcept
 {
     const int result = next_statx.get()(directory, path, flags, mask, to);
     if (result == 0 || !is_kvm(path) || errno != ENOENT) {
