@@ -180,6 +180,20 @@ TEST(KvmRun, AnIrqfdWakesAHaltedGuest)
     EXPECT_EQ(guest.run().io.port, 0x33U);
 }
 
+TEST(KvmRun, AGuestThatMeetsAPageOfNobodyIsEfault)
+{
+    const Guest guest;
+    auto* const page = static_cast<std::byte*>(
+        ::mmap(nullptr, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ASSERT_EQ(set_region(guest.vm(), 1, 0, 0x20000, 0x1000, page), 0);
+    ASSERT_EQ(::munmap(page, 0x1000), 0);
+    // mov $0x2000, %ax; mov %ax, %ds; mov 0, %al; jmp .
+    guest.code({0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xa0, 0, 0, 0xeb, 0xfe});
+    EXPECT_EQ(guest.enter(), -EFAULT);
+    unsigned char resident = 0;
+    EXPECT_EQ(::mincore(page, 0x1000, &resident), -1) << "nothing is left there";
+}
+
 TEST(KvmRun, TheVmLivesAsLongAsItsVcpu)
 {
     Guest guest;

@@ -7,10 +7,12 @@
 #include <mutex>
 #include <utility>
 
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "x86/shim/descriptors.hpp"
 #include "x86/shim/library_scope.hpp"
 #include "x86/shim/user_memory.hpp"
 
@@ -80,7 +82,11 @@ void on_signal(int signal, siginfo_t* info, void* context) noexcept
 {
     const int saved_errno = errno;
     if (is_fault(signal, *info)) {
-        if (!fix_up_fault(*static_cast<ucontext_t*>(context))) {
+        const bool ours =
+            fix_up_fault(*static_cast<ucontext_t*>(context)) ||
+            (current_run != nullptr && signal == SIGSEGV && info->si_code == SEGV_MAPERR &&
+             current_run->stand_in(reinterpret_cast<std::uintptr_t>(info->si_addr)));
+        if (!ours) {
             call_clients(signal, info, context);
         }
     } else if (current_run != nullptr) {
@@ -180,8 +186,11 @@ int change_action(int signal, const struct sigaction* action, struct sigaction* 
     return 0;
 }
 
-RunScope::RunScope(Vcpu::Kicker kicker, const std::optional<sigset_t>& mask) noexcept
-    : kicker_{std::move(kicker)}
+RunScope::RunScope(Vcpu::Kicker kicker,
+                   const HostRanges& ranges,
+                   const std::optional<sigset_t>& mask) noexcept
+    : kicker_{std::move(kicker)},
+      ranges_{ranges}
 {
     current_run = this;
     std::atomic_signal_fence(std::memory_order_seq_cst);
@@ -213,6 +222,34 @@ void RunScope::put_aside(int signal, const siginfo_t& info) noexcept
         waiting_count_.store(at + 1, std::memory_order_relaxed);
     }
     kicker_.kick();
+}
+
+bool RunScope::stand_in(std::uintptr_t address) noexcept
+{
+    const std::size_t at = fault_count_.load(std::memory_order_relaxed);
+    const std::uintptr_t page = address & ~(shim_page_size - 1);
+    if (at == max_faults || !ranges_.contains(address)) {
+        return false;
+    }
+    // The system call itself: the C library's function is hooked, and may not be async-signal-safe.
+    const long mapped = ::syscall(SYS_mmap, page, shim_page_size, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (mapped != static_cast<long>(page)) {
+        return false;
+    }
+    faults_[at] = page;
+    fault_count_.store(at + 1, std::memory_order_relaxed);
+    kicker_.kick();
+    return true;
+}
+
+bool RunScope::take_faults() noexcept
+{
+    const std::size_t count = fault_count_.exchange(0, std::memory_order_relaxed);
+    for (std::size_t i = 0; i < count; ++i) {
+        ::syscall(SYS_munmap, faults_[i], shim_page_size);
+    }
+    return count != 0;
 }
 
 }  // namespace vmm::shim

@@ -18,6 +18,7 @@
 #include <signal.h>
 
 #include "vmm/vcpu.hpp"
+#include "x86/shim/host_ranges.hpp"
 
 namespace vmm::shim {
 
@@ -36,7 +37,10 @@ void set_real_sigaction(SigactionFunction function) noexcept;
 class RunScope {
 public:
     /// @param mask  KVM_SET_SIGNAL_MASK: what is blocked meanwhile.
-    RunScope(Vcpu::Kicker kicker, const std::optional<sigset_t>& mask) noexcept;
+    /// @param ranges  The client's memory that the guest may reach.
+    RunScope(Vcpu::Kicker kicker,
+             const HostRanges& ranges,
+             const std::optional<sigset_t>& mask) noexcept;
     RunScope(const RunScope&) = delete;
     RunScope& operator=(const RunScope&) = delete;
     RunScope(RunScope&&) = delete;
@@ -46,8 +50,16 @@ public:
 
     /// Called by our handler.  Async-signal-safe.
     void put_aside(int signal, const siginfo_t& info) noexcept;
+    /// Called by our handler: the guest has reached a page that the client has not mapped.  An
+    /// empty page stands in for it until `take_faults()`, and the run is ended.  False: it is no
+    /// such page.  Async-signal-safe.
+    [[nodiscard]] bool stand_in(std::uintptr_t address) noexcept;
+    /// Whether there were such pages; they are gone again.
+    [[nodiscard]] bool take_faults() noexcept;
 
 private:
+    static constexpr std::size_t max_faults = 64;
+
     static constexpr std::size_t max_waiting = 32;
     struct Waiting {
         int signal{};
@@ -55,10 +67,13 @@ private:
     };
 
     const Vcpu::Kicker kicker_;
+    const HostRanges& ranges_;
     bool masked_{};
     sigset_t before_{};
     std::atomic<std::size_t> waiting_count_{0};
     std::array<Waiting, max_waiting> waiting_;
+    std::atomic<std::size_t> fault_count_{0};
+    std::array<std::uintptr_t, max_faults> faults_{};
 };
 
 }  // namespace vmm::shim

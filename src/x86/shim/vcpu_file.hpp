@@ -22,6 +22,8 @@
 
 namespace vmm::shim {
 
+class RunScope;
+
 /// Its ioctls wait for one another, as KVM's do: one on a vCPU that another thread runs waits for
 /// that run to end.
 class VcpuFile final : public File {
@@ -53,7 +55,7 @@ public:
 
 private:
     [[nodiscard]] long run() noexcept;
-    [[nodiscard]] long run_locked();
+    [[nodiscard]] long run_locked(RunScope& scope);
     [[nodiscard]] bool load_synced(kvm_run& area);
     void take_answer(kvm_run& area) noexcept;
     [[nodiscard]] long show(kvm_run& area, const Exit& exit);

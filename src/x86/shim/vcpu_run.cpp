@@ -179,10 +179,10 @@ void VcpuFile::show_state(kvm_run& area)
 long VcpuFile::run() noexcept
 {
     // The scope ends last: handlers of signals that came meanwhile may use the vCPU.
-    const RunScope scope{vcpu_.kicker(), run_mask_};
+    RunScope scope{vcpu_.kicker(), vm_->host_ranges(), run_mask_};
     const std::lock_guard lock{mutex_};
     try {
-        const long result = run_locked();
+        const long result = run_locked(scope);
         show_state(area_.run());
         if (is_wanted(LogLevel::Trace)) {
             trace(link_name() + " KVM_RUN (exit " + std::to_string(area_.run().exit_reason) + ')',
@@ -194,7 +194,7 @@ long VcpuFile::run() noexcept
     }
 }
 
-long VcpuFile::run_locked()
+long VcpuFile::run_locked(RunScope& scope)
 {
     kvm_run& area = area_.run();
     area.flags = 0;
@@ -226,6 +226,9 @@ long VcpuFile::run_locked()
     }
     const Result<Exit> exit = vcpu_.run();
     pending_.reset();
+    if (scope.take_faults() && exit && exit->is<Interrupted>()) {
+        return -EFAULT;
+    }
     if (!exit) {
         return refused(exit.error());
     }

@@ -16,6 +16,7 @@
 #include "x86/shim/descriptors.hpp"
 #include "x86/shim/dispatch.hpp"
 #include "x86/shim/file.hpp"
+#include "x86/shim/host_ranges.hpp"
 
 namespace vmm::shim {
 
@@ -33,6 +34,7 @@ public:
 
     [[nodiscard]] const Kvm& kvm() const noexcept { return *kvm_; }
     [[nodiscard]] Vm& vm() noexcept { return vm_; }
+    [[nodiscard]] HostRanges& host_ranges() noexcept { return host_ranges_; }
 
     /// What ioctls have set up, for others that depend on it.
     std::atomic<bool> has_irqchip{};
@@ -50,6 +52,7 @@ public:
 
 private:
     std::shared_ptr<const Kvm> kvm_;
+    HostRanges host_ranges_;
     std::mutex ring_mutex_;
     UniqueFd ring_memfd_;
     std::optional<RunArea> ring_area_;  // Before the VM, which writes to it.

@@ -40,13 +40,17 @@ long set_user_memory_region(VmFile& file, const kvm_userspace_memory_region& wan
     }
     // SAFETY: the client says that its memory is there; the guest's accesses are what find out.
     auto* const host = reinterpret_cast<std::byte*>(wanted.userspace_addr);
-    return result_of(
-        file.vm().set_user_memory_region({.slot = id.slot,
-                                          .address_space = id.address_space,
-                                          .flags = wanted.flags,
-                                          .guest_phys_addr = Gpa{wanted.guest_phys_addr},
-                                          .size_bytes = wanted.memory_size,
-                                          .host = host}));
+    const long result =
+        result_of(file.vm().set_user_memory_region({.slot = id.slot,
+                                                    .address_space = id.address_space,
+                                                    .flags = wanted.flags,
+                                                    .guest_phys_addr = Gpa{wanted.guest_phys_addr},
+                                                    .size_bytes = wanted.memory_size,
+                                                    .host = host}));
+    if (result == 0) {
+        file.host_ranges().set(wanted.slot, wanted.userspace_addr, wanted.memory_size);
+    }
+    return result;
 }
 
 long get_dirty_log(VmFile& file, const kvm_dirty_log& wanted)
