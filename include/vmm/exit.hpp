@@ -139,7 +139,10 @@ public:
     /// Finishes the pending I/O, MMIO or MSR access without running another instruction: RIP and
     /// registers become final, as after KVM_RUN with `immediate_exit`.  The data of a read must
     /// have been filled.  Does nothing where nothing is pending.
-    void complete() const noexcept;
+    ///
+    /// @return false if the instruction has one more access, which the next `run()` returns at
+    /// once.
+    bool complete() const noexcept;
 
 private:
     Reason reason_;

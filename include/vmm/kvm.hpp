@@ -67,15 +67,26 @@ enum class Capability : std::uint32_t {
     Hlt = 1,
     UserMemory = 3,
     ExtCpuid = 7,
+    Clocksource = 8,
     NrVcpus = 9,
     NrMemslots = 10,
+    NopIoDelay = 12,
     MpState = 14,
+    SyncMmu = 16,
     DestroyMemoryRegionWorks = 21,
     UserNmi = 22,
+    ReinjectControl = 24,
     IrqRouting = 25,
     IrqInjectStatus = 26,
     JoinMemoryRegionsWorks = 30,
+    Mce = 31,
+    Irqfd = 32,
     Pit2 = 33,
+    SetBootCpuId = 34,
+    PitState2 = 35,
+    Ioeventfd = 36,
+    AdjustClock = 39,
+    InternalErrorData = 40,
     VcpuEvents = 41,
     DebugRegs = 50,
     Xsave = 55,
@@ -83,11 +94,19 @@ enum class Capability : std::uint32_t {
     GetTscKhz = 61,
     MaxVcpus = 66,
     TscDeadlineTimer = 72,
+    KvmclockCtrl = 76,
     SignalMsi = 77,
     ReadonlyMem = 81,
+    IrqfdResample = 82,
+    IoapicPolarityIgnored = 97,
+    IoeventfdNoLength = 100,
     MultiAddressSpace = 118,
+    IoeventfdAnyLength = 122,
     MaxVcpuId = 128,
     ImmediateExit = 136,
+    GetMsrFeatures = 153,
+    CoalescedPio = 162,
+    ManualDirtyLogProtect2 = 168,
 };
 
 struct KvmOptions {
@@ -142,6 +161,15 @@ public:
 
     /// KVM_GET_MSR_INDEX_LIST: the MSRs that make up a guest's state.
     [[nodiscard]] std::vector<std::uint32_t> msr_index_list() const;
+
+    /// KVM_GET_MSR_FEATURE_INDEX_LIST: MSRs by which a CPU describes itself.
+    [[nodiscard]] std::vector<std::uint32_t> msr_feature_list() const;
+    /// KVM_GET_MSRS on the system: the most that one of those may say to a guest, or nothing for
+    /// another MSR.
+    [[nodiscard]] std::optional<std::uint64_t> feature_msr(std::uint32_t index) const noexcept;
+
+    /// KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of IA32_MCG_CAP that `Vcpu::setup_mce` takes.
+    [[nodiscard]] std::uint64_t mce_capabilities() const noexcept;
 
     /// Frequency of the guest's time-stamp counter, in kHz.
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept;

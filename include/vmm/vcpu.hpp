@@ -37,7 +37,8 @@ public:
     class VMM_API Kicker {
     public:
         /// Makes the current `run()`, or the next if none is running, return `Interrupted`.
-        /// Never lost; several kicks before that return count as one.
+        /// Never lost; several kicks before that return count as one.  Async-signal-safe, for a
+        /// handler on the thread that runs the vCPU, too.
         void kick() const noexcept;
 
     private:
@@ -125,12 +126,34 @@ public:
     ///
     /// @return ENXIO with an in-library irqchip, EEXIST while another one waits.
     Result<void> interrupt(std::uint8_t vector);
+    /// What KVM_RUN tells with each exit; cheaper than `regs()` and `sregs()`.  With an irqchip
+    /// `ready_for_interrupt_injection` is always set, as with KVM.
+    [[nodiscard]] x86::RunState run_state() const noexcept;
+    /// CR8 alone, the task priority, as KVM_RUN takes it.  @return EINVAL above 15.
+    Result<void> set_cr8(std::uint64_t value);
     /// Whether the guest would take an interrupt now (ready_for_interrupt_injection).
     [[nodiscard]] bool ready_for_interrupt_injection() const noexcept;
     /// Asks for an `IrqWindow` exit as soon as the guest would take one.
     void request_irq_window(bool wanted) noexcept;
     /// KVM_NMI.  Any thread.
     void nmi() noexcept;
+
+    // --- Time, and machine checks.
+
+    /// KVM_KVMCLOCK_CTRL: tells the guest, by kvmclock, that it was stopped, so that its watchdogs
+    /// do not bark.  @return EINVAL if the guest has not enabled kvmclock.
+    Result<void> notify_guest_stopped();
+
+    /// KVM_X86_SETUP_MCE: what IA32_MCG_CAP reports: the number of banks (1 to 32) and bits of
+    /// `Kvm::mce_capabilities()`.  SDM Vol. 3B "Machine-Check Architecture".
+    ///
+    /// @return EINVAL for another number of banks or other bits.
+    Result<void> setup_mce(std::uint64_t mcg_cap);
+    /// KVM_X86_SET_MCE: an error of the hardware.  An uncorrected one raises #MC, or is a
+    /// `Shutdown` if the guest has it disabled or has not handled the one before.
+    ///
+    /// @return EINVAL for a bank that there is not, or a status without its valid bit.
+    Result<void> inject_mce(const x86::MachineCheck& error);
 
 private:
     std::shared_ptr<core::VcpuCore> core_;

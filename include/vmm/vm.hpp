@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "vmm/address.hpp"
+#include "vmm/bus/coalesced.hpp"
 #include "vmm/bus/device.hpp"
+#include "vmm/bus/ioeventfd.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/export.hpp"
 #include "vmm/memory/guest_memory.hpp"
@@ -89,7 +91,22 @@ public:
     /// KVM_GET_DIRTY_LOG: one bit a page written since the last call, and clears them.
     ///
     /// @return ENOENT if the slot does not log, EINVAL for a bad slot id.
-    [[nodiscard]] Result<std::vector<std::uint64_t>> dirty_log(std::uint32_t slot);
+    [[nodiscard]] Result<std::vector<std::uint64_t>> dirty_log(std::uint32_t slot,
+                                                               std::uint16_t address_space = 0);
+    /// KVM_GET_DIRTY_LOG under KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: the same and clears nothing.
+    [[nodiscard]] Result<std::vector<std::uint64_t>> peek_dirty_log(
+        std::uint32_t slot,
+        std::uint16_t address_space = 0);
+    /// KVM_CLEAR_DIRTY_LOG: clears those of `num_pages` from `first_page` on that are set in
+    /// `bitmap`, whose bit 0 is `first_page`.
+    ///
+    /// @return ENOENT if the slot does not log; EINVAL for a bad slot id, a `first_page` or
+    /// `num_pages` that is no multiple of 64 (but for the slot's end), or pages outside the slot.
+    Result<void> clear_dirty_log(std::uint32_t slot,
+                                 std::uint64_t first_page,
+                                 std::uint64_t num_pages,
+                                 std::span<const std::uint64_t> bitmap,
+                                 std::uint16_t address_space = 0);
 
     [[nodiscard]] VmMemory memory() const noexcept;
 
@@ -104,6 +121,34 @@ public:
     /// Takes it away again; returns when no vCPU is in it.  ENOENT if nothing is there.
     Result<void> detach(PortRange ports);
     Result<void> detach(GpaRange range);
+
+    /// KVM_IOEVENTFD: a write that matches adds 1 to the eventfd and does not leave `run()`.  The
+    /// VM keeps a reference of its own to the eventfd.  Length 0 matches any.
+    ///
+    /// @return EBADF, or EINVAL for a descriptor of another kind, a length that is not 0, 1, 2, 4
+    /// or 8, a value to match without a length, or a range that wraps; EEXIST if some write would
+    /// match two.
+    Result<void> add_ioeventfd(const bus::IoEvent<Port>& event, int eventfd);
+    Result<void> add_ioeventfd(const bus::IoEvent<Gpa>& event, int eventfd);
+    /// Takes it away; when this returns, no write signals it any more.  ENOENT if it is not there.
+    Result<void> remove_ioeventfd(const bus::IoEvent<Port>& event, int eventfd);
+    Result<void> remove_ioeventfd(const bus::IoEvent<Gpa>& event, int eventfd);
+
+    /// KVM_REGISTER_COALESCED_MMIO: writes to these addresses are put aside in the ring, and
+    /// leave `run()` only when that is full.  Devices in the library come first.  Before
+    /// `set_coalesced_page()` there is no ring, and they all leave.
+    ///
+    /// @return ENOSPC beyond 1,000 zones.
+    Result<void> add_coalesced_zone(PortRange zone);
+    Result<void> add_coalesced_zone(GpaRange zone);
+    /// Takes away the zones that have all of `zone`; none is no error.
+    Result<void> remove_coalesced_zone(PortRange zone);
+    Result<void> remove_coalesced_zone(GpaRange zone);
+    /// Where writes are put aside: memory of the caller, who takes them out by a
+    /// `bus::CoalescedRing` of its own.  It must outlive the VM.
+    ///
+    /// @return EEXIST the second time.
+    Result<void> set_coalesced_page(bus::CoalescedPage& page);
 
     // --- Interrupts and timers.
 
@@ -131,9 +176,41 @@ public:
     /// @return EINVAL for an unknown type or pin, or without an irqchip.
     Result<void> set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes);
 
+    /// KVM_IRQFD: from now on a signal of `eventfd` pulses `gsi`.  The VM keeps a reference of its
+    /// own to the eventfd and takes its count.
+    ///
+    /// @return EINVAL without an irqchip or for a descriptor of another kind, EBADF, EBUSY for an
+    /// eventfd that is assigned already, to whatever GSI.
+    Result<void> assign_irqfd(int eventfd, std::uint32_t gsi);
+    /// KVM_IRQFD_FLAG_RESAMPLE: a signal of `eventfd` raises `gsi` until the guest has ended the
+    /// interrupt, which signals `resamplefd`: who still needs it signals again.
+    Result<void> assign_irqfd(int eventfd, std::uint32_t gsi, int resamplefd);
+    /// Undoes it; no signal is acted on after this returned.  A pair that is not assigned is fine.
+    Result<void> deassign_irqfd(int eventfd, std::uint32_t gsi);
+
+    /// KVM_GET_IRQCHIP and KVM_SET_IRQCHIP.  Interrupts that wait in the state set are delivered.
+    ///
+    /// @return ENXIO without an irqchip; EINVAL for `ChipId::IoApic` as a PIC.
+    [[nodiscard]] Result<x86::irqchip::PicState> pic(x86::irqchip::ChipId chip) const;
+    Result<void> set_pic(x86::irqchip::ChipId chip, const x86::irqchip::PicState& state);
+    [[nodiscard]] Result<x86::irqchip::IoApicState> io_apic() const;
+    Result<void> set_io_apic(const x86::irqchip::IoApicState& state);
+
+    /// KVM_GET_PIT2 and KVM_SET_PIT2; counting restarts.  @return ENXIO without a PIT.
+    [[nodiscard]] Result<x86::irqchip::PitState> pit() const;
+    Result<void> set_pit(const x86::irqchip::PitState& state);
+    /// KVM_REINJECT_CONTROL: whether ticks that the guest could not take in time come later (as
+    /// they do at first) or are lost.  @return ENXIO without a PIT.
+    Result<void> set_pit_reinject(bool enabled);
+
     // --- vCPUs.
 
-    /// KVM_CREATE_VCPU.  `id` is also the APIC id; id 0 is the bootstrap processor.
+    /// KVM_SET_BOOT_CPU_ID: which vCPU is the bootstrap processor; 0 unless set.
+    ///
+    /// @return EBUSY once a vCPU exists.
+    Result<void> set_boot_cpu_id(std::uint32_t id);
+
+    /// KVM_CREATE_VCPU.  `id` is also the APIC id.
     ///
     /// @return EEXIST for an id in use, EINVAL for one of 1,024 or more.
     [[nodiscard]] Result<Vcpu> create_vcpu(std::uint32_t id);

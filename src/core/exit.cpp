@@ -19,9 +19,9 @@ const char* Exit::name() const noexcept
         [](const Difference&) { return "difference"; }});
 }
 
-void Exit::complete() const noexcept
+bool Exit::complete() const noexcept
 {
-    vcpu_->complete_pending();
+    return vcpu_->complete_pending();
 }
 
 }  // namespace vmm

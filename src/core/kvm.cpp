@@ -103,7 +103,26 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::TscDeadlineTimer:
     case Capability::SignalMsi:
     case Capability::ReadonlyMem:
-    case Capability::ImmediateExit: return 1;
+    case Capability::ImmediateExit:
+    case Capability::Clocksource:
+    case Capability::NopIoDelay:
+    case Capability::SyncMmu:
+    case Capability::ReinjectControl:
+    case Capability::Irqfd:
+    case Capability::SetBootCpuId:
+    case Capability::PitState2:
+    case Capability::Ioeventfd:
+    case Capability::InternalErrorData:
+    case Capability::KvmclockCtrl:
+    case Capability::IrqfdResample:
+    case Capability::IoapicPolarityIgnored:
+    case Capability::IoeventfdNoLength:
+    case Capability::IoeventfdAnyLength:
+    case Capability::GetMsrFeatures:
+    case Capability::CoalescedPio:
+    case Capability::ManualDirtyLogProtect2: return 1;
+    case Capability::Mce: return static_cast<int>(x86::max_mce_banks);
+    case Capability::AdjustClock: return 0xe;  // KVM_CLOCK_TSC_STABLE, _REALTIME, _HOST_TSC.
     case Capability::MultiAddressSpace: return 2;
     case Capability::IrqRouting: return 4096;
     case Capability::NrVcpus: return 64;
@@ -128,6 +147,22 @@ std::vector<x86::CpuidEntry> Kvm::supported_cpuid() const
 std::vector<std::uint32_t> Kvm::msr_index_list() const
 {
     return x86::msr_index_list();
+}
+
+std::vector<std::uint32_t> Kvm::msr_feature_list() const
+{
+    return x86::msr_feature_list();
+}
+
+std::optional<std::uint64_t> Kvm::feature_msr(std::uint32_t index) const noexcept
+{
+    std::uint64_t value = 0;
+    return x86::read_feature_msr(index, value) ? std::optional{value} : std::nullopt;
+}
+
+std::uint64_t Kvm::mce_capabilities() const noexcept
+{
+    return x86::mce_capabilities;
 }
 
 std::uint32_t Kvm::tsc_khz() const noexcept

@@ -239,6 +239,24 @@ Result<void> Vcpu::interrupt(std::uint8_t vector)
     return core_->interrupt(vector);
 }
 
+x86::RunState Vcpu::run_state() const noexcept
+{
+    const bool has_irqchip = core_->lapic() != nullptr;
+    return {core_->read_cr8(), core_->apic_base(),
+            (core_->state(StateGroup::Registers).rflags & x86::Rflags::IF.mask) != 0U,
+            has_irqchip || core_->ready_for_interrupt_injection()};
+}
+
+Result<void> Vcpu::set_cr8(std::uint64_t value)
+{
+    if (value > 15U) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_cr8: CR8 = {:#x}: 0 to 15 are permitted", value)};
+    }
+    core_->write_cr8(value);
+    return success;
+}
+
 bool Vcpu::ready_for_interrupt_injection() const noexcept
 {
     return core_->ready_for_interrupt_injection();
@@ -252,6 +270,21 @@ void Vcpu::request_irq_window(bool wanted) noexcept
 void Vcpu::nmi() noexcept
 {
     core_->nmi();
+}
+
+Result<void> Vcpu::notify_guest_stopped()
+{
+    return core_->notify_guest_stopped();
+}
+
+Result<void> Vcpu::setup_mce(std::uint64_t mcg_cap)
+{
+    return core_->setup_mce(mcg_cap);
+}
+
+Result<void> Vcpu::inject_mce(const x86::MachineCheck& error)
+{
+    return core_->inject_mce(error);
 }
 
 }  // namespace vmm

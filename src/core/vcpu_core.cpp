@@ -31,12 +31,14 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
     x86::CpuState& state = vcpu->state();
     x86::reset_state(state, false);
     state.tsc_offset = vcpu->vm_->initial_tsc_offset();
+    vcpu->mark_bootstrap();
     if (x86::irqchip::Irqchip* chip = vcpu->vm_->irqchip()) {
         vcpu->lapic_ = chip->create_lapic(id, *vcpu, vcpu->tsc_clock());
         if (vcpu->lapic_ == nullptr) {
             return Error{std::errc::file_exists,
                          fmt::format("create_vcpu({}): the local APIC of that id is in use", id)};
         }
+        vcpu->mark_bootstrap();  // Now of the APIC.
         vcpu->mp_state_ =
             vcpu->is_bootstrap() ? x86::MpState::Runnable : x86::MpState::Uninitialized;
     }
@@ -52,6 +54,24 @@ VcpuCore::~VcpuCore()
         vm_->irqchip()->remove_lapic(id_);
     }
     vm_->forget_vcpu(id_);
+}
+
+bool VcpuCore::is_bootstrap() const noexcept
+{
+    return id_ == vm_->boot_cpu_id();
+}
+
+/// IA32_APIC_BASE.BSP: APICs have it by their id, the VM may have chosen another vCPU.
+void VcpuCore::mark_bootstrap() noexcept
+{
+    constexpr std::uint64_t bsp = 1U << 8U;
+    const std::uint64_t others = apic_base() & ~bsp;
+    const std::uint64_t base = others | (is_bootstrap() ? bsp : 0U);
+    if (lapic_ == nullptr) {
+        apic_base_ = base;
+    } else {
+        static_cast<void>(lapic_->set_apic_base(base, x86::irqchip::ApicBaseWriter::Host));
+    }
 }
 
 x86::irqchip::TscClock VcpuCore::tsc_clock()
@@ -81,11 +101,7 @@ x86::irqchip::TscClock VcpuCore::tsc_clock()
 void VcpuCore::wake() noexcept
 {
     engine_->request_exit();
-    {
-        // Taken so that a vCPU between its last look and its wait does not miss this.
-        const std::lock_guard lock{block_mutex_};
-    }
-    block_changed_.notify_all();
+    doorbell_.ring();
 }
 
 void VcpuCore::user_kick() noexcept
@@ -151,6 +167,9 @@ Result<Exit> VcpuCore::run() noexcept
             block();
             continue;
         }
+        if (std::exchange(shutdown_, false)) {
+            return Exit{Shutdown{}, this};
+        }
         choose_event();
         io_pending_ = false;
         const EngineExit& exit = engine_->enter();
@@ -161,11 +180,12 @@ Result<Exit> VcpuCore::run() noexcept
     }
 }
 
-void VcpuCore::complete_pending() noexcept
+bool VcpuCore::complete_pending() noexcept
 {
     if (std::exchange(io_pending_, false)) {
         io_pending_ = !engine_->complete_pending();
     }
+    return !io_pending_;
 }
 
 void VcpuCore::handle_init_and_sipi() noexcept
@@ -226,12 +246,15 @@ bool VcpuCore::is_runnable() noexcept
 
 void VcpuCore::block() noexcept
 {
-    std::unique_lock lock{block_mutex_};
-    block_changed_.wait(lock, [this] {
-        return kicked_.load(std::memory_order_relaxed) || init_pending_.load() ||
-               clock_changed_.load() || sipi_vector_.load() != no_sipi ||
-               (mp_state_ == x86::MpState::Halted && has_wake_event());
-    });
+    for (;;) {
+        const std::uint32_t seen = doorbell_.rings();
+        if (kicked_.load(std::memory_order_relaxed) || init_pending_.load() ||
+            clock_changed_.load() || sipi_vector_.load() != no_sipi ||
+            (mp_state_ == x86::MpState::Halted && has_wake_event())) {
+            return;
+        }
+        doorbell_.wait(seen);
+    }
 }
 
 /// The NMI that waited for its window may be with the guest already.
@@ -344,7 +367,11 @@ bool VcpuCore::mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept
     if (lapic_ != nullptr && vm_->irqchip()->mmio_write(id_, gpa, data)) {
         return true;
     }
-    return vm_->mmio_bus.write(gpa, data);
+    if (vm_->mmio_sinks.ring(gpa, data) || vm_->mmio_bus.write(gpa, data)) {
+        return true;
+    }
+    bus::CoalescedRing* const ring = vm_->coalesced_ring();
+    return ring != nullptr && vm_->mmio_sinks.put_aside(gpa, data, *ring);
 }
 
 bool VcpuCore::port_read(Port port, std::span<std::byte> data) noexcept
@@ -354,19 +381,26 @@ bool VcpuCore::port_read(Port port, std::span<std::byte> data) noexcept
 
 bool VcpuCore::port_write(Port port, std::span<const std::byte> data) noexcept
 {
-    return vm_->port_bus.write(port, data);
+    if (vm_->port_sinks.ring(port, data) || vm_->port_bus.write(port, data)) {
+        return true;
+    }
+    bus::CoalescedRing* const ring = vm_->coalesced_ring();
+    return ring != nullptr && vm_->port_sinks.put_aside(port, data, *ring);
 }
 
 namespace {
 
-/// Whether a device on the bus answers; what answered not is remembered in `unanswered`.
-template <typename Bus, typename Unanswered>
-bool may_answer(const Bus& bus, Unanswered& unanswered, const Unanswered& asked) noexcept
+/// Whether something on the bus or in the sinks answers; where nothing does, `unanswered` has it.
+template <typename Bus, typename Sinks, typename Unanswered>
+bool may_answer(const Bus& bus,
+                const Sinks& sinks,
+                Unanswered& unanswered,
+                const Unanswered& asked) noexcept
 {
     if (unanswered == asked) {
         return false;
     }
-    if (bus.answers(asked.at, asked.size)) {
+    if (bus.answers(asked.at, asked.size) || sinks.may_take(asked.at, asked.size)) {
         return true;
     }
     unanswered = asked;
@@ -379,7 +413,8 @@ bool may_answer(const Bus& bus, Unanswered& unanswered, const Unanswered& asked)
 
 bool VcpuCore::may_answer_port(Port port, std::size_t size) noexcept
 {
-    return may_answer(vm_->port_bus, unanswered_port_, {vm_->port_bus.generation(), port, size});
+    const std::uint64_t generation = vm_->port_bus.generation() + vm_->port_sinks.generation();
+    return may_answer(vm_->port_bus, vm_->port_sinks, unanswered_port_, {generation, port, size});
 }
 
 bool VcpuCore::may_answer_mmio(Gpa gpa, std::size_t size) noexcept
@@ -387,7 +422,8 @@ bool VcpuCore::may_answer_mmio(Gpa gpa, std::size_t size) noexcept
     if (lapic_ != nullptr && x86::irqchip::Irqchip::is_mmio(gpa)) {
         return true;
     }
-    return may_answer(vm_->mmio_bus, unanswered_mmio_, {vm_->mmio_bus.generation(), gpa, size});
+    const std::uint64_t generation = vm_->mmio_bus.generation() + vm_->mmio_sinks.generation();
+    return may_answer(vm_->mmio_bus, vm_->mmio_sinks, unanswered_mmio_, {generation, gpa, size});
 }
 
 void VcpuCore::write_cr8(std::uint64_t value) noexcept
@@ -448,11 +484,16 @@ void VcpuCore::set_tsc_offset(std::uint64_t offset) noexcept
     update_kvmclock();
 }
 
-bool VcpuCore::access_tsc_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
+bool VcpuCore::access_tsc_msr(std::uint32_t index,
+                              std::uint64_t& value,
+                              bool write,
+                              x86::MsrAccess access) noexcept
 {
     switch (index) {
     case x86::msr::tsc:
-        if (write) {
+        if (write && access == x86::MsrAccess::Host) {
+            set_tsc_offset(vm_->synchronised_tsc_offset(value));
+        } else if (write) {
             const std::uint64_t offset = value - x86::read_host_tsc();
             tsc_adjust_ += offset - state(StateGroup::None).tsc_offset;
             set_tsc_offset(offset);
@@ -471,6 +512,17 @@ bool VcpuCore::access_tsc_msr(std::uint32_t index, std::uint64_t& value, bool wr
         return true;
     default: return false;
     }
+}
+
+Result<void> VcpuCore::notify_guest_stopped()
+{
+    if (!kvmclock_.is_enabled()) {
+        return Error{std::errc::invalid_argument,
+                     "notify_guest_stopped: the guest has not enabled kvmclock"};
+    }
+    kvmclock_.set_guest_stopped();
+    clock_changed();
+    return success;
 }
 
 void VcpuCore::update_kvmclock() noexcept
@@ -516,7 +568,7 @@ bool VcpuCore::access_msr(std::uint32_t index,
                           bool write,
                           x86::MsrAccess access) noexcept
 {
-    if (access_tsc_msr(index, value, write) || access_kvmclock_msr(index, value, write)) {
+    if (access_tsc_msr(index, value, write, access) || access_kvmclock_msr(index, value, write)) {
         return true;
     }
     if (index == x86::msr::apic_base) {
@@ -536,9 +588,13 @@ bool VcpuCore::access_msr(std::uint32_t index,
                          (index >= x86::msr::x2apic_first && index <= x86::msr::x2apic_last);
     if (is_apic) {
         if (lapic_ == nullptr) {
-            return false;
+            // KVM: without an APIC the deadline reads as 0 and takes any value.
+            value = write ? value : 0U;
+            return index == x86::msr::tsc_deadline;
         }
-        return write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
+        const bool known = write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
+        // A VMM saves and restores it without a look at the guest's CPUID; KVM lets it.
+        return known || (access == x86::MsrAccess::Host && index == x86::msr::tsc_deadline);
     }
     const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
     return write ? msrs_.write(cpuid, index, value, access) : msrs_.read(cpuid, index, value);

@@ -10,12 +10,11 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 
+#include "core/doorbell.hpp"
 #include "vmm/exit.hpp"
 #include "vmm/vcpu.hpp"
 #include "x86/engine.hpp"
@@ -42,8 +41,9 @@ public:
     [[nodiscard]] std::uint32_t id() const noexcept { return id_; }
 
     Result<Exit> run() noexcept;
-    void complete_pending() noexcept;
-    /// The user's kick.
+    /// False: the instruction has one more access, which the next `run()` returns at once.
+    bool complete_pending() noexcept;
+    /// The user's kick.  Async-signal-safe.
     void user_kick() noexcept;
 
     // --- State, as `Vcpu` documents it.
@@ -69,6 +69,9 @@ public:
     [[nodiscard]] bool ready_for_interrupt_injection() noexcept;
     void request_irq_window(bool wanted) noexcept { user_irq_window_ = wanted; }
     void nmi() noexcept { deliver_nmi(); }
+    Result<void> notify_guest_stopped();
+    Result<void> setup_mce(std::uint64_t mcg_cap);
+    Result<void> inject_mce(const x86::MachineCheck& error);
     /// kvmclock was set: the guest's page needs new contents.  Any thread.
     void clock_changed() noexcept;
 
@@ -95,11 +98,14 @@ public:
     void deliver_smi() noexcept override;
 
 private:
-    [[nodiscard]] bool is_bootstrap() const noexcept { return id_ == 0; }
+    [[nodiscard]] bool is_bootstrap() const noexcept;
+    void mark_bootstrap() noexcept;
+    void keep_user_interrupt(const x86::VcpuEvents& events) noexcept;
     [[nodiscard]] x86::irqchip::TscClock tsc_clock();
     [[nodiscard]] bool access_tsc_msr(std::uint32_t index,
                                       std::uint64_t& value,
-                                      bool write) noexcept;
+                                      bool write,
+                                      x86::MsrAccess access) noexcept;
     [[nodiscard]] bool access_kvmclock_msr(std::uint32_t index,
                                            std::uint64_t& value,
                                            bool write) noexcept;
@@ -140,6 +146,7 @@ private:
     Unanswered<Gpa> unanswered_mmio_;
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.
+    bool shutdown_{};         // A machine check that nothing can handle: the next run ends so.
     std::optional<std::uint8_t> user_interrupt_;  // KVM_INTERRUPT, waiting.
 
     // Set by other threads, taken by the vCPU's.
@@ -150,8 +157,7 @@ private:
     static constexpr int no_sipi = -1;
     std::atomic<int> sipi_vector_{no_sipi};
 
-    std::mutex block_mutex_;
-    std::condition_variable block_changed_;
+    Doorbell doorbell_;
 };
 
 }  // namespace vmm::core

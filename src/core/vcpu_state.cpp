@@ -160,6 +160,13 @@ Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
         }
         lapic_->set_cr8(static_cast<std::uint8_t>(s.cr8));
     } else {
+        const std::uint64_t beyond = ~std::uint64_t{0} << cpu.cpuid.physical_address_bits();
+        constexpr std::uint64_t reserved = 0x2ff;
+        if ((s.apic_base & (reserved | beyond)) != 0U) {
+            return refused(fmt::format("apic_base = {:#x}: bits {:#x} are reserved (SDM Vol. 3A "
+                                       "\"Local APIC Status and Location\")",
+                                       s.apic_base, s.apic_base & (reserved | beyond)));
+        }
         cpu.cr8 = s.cr8;
         apic_base_ = s.apic_base;
     }
@@ -257,6 +264,38 @@ Result<void> VcpuCore::set_msr(std::uint32_t index, std::uint64_t value)
     return success;
 }
 
+Result<void> VcpuCore::setup_mce(std::uint64_t mcg_cap)
+{
+    if (!msrs_.setup_mce(mcg_cap)) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("setup_mce({:#x}): 1 to {} banks in bits 7:0 are possible, and "
+                                 "of the other bits those of Kvm::mce_capabilities(), {:#x} (SDM "
+                                 "Vol. 3B \"Machine-Check Architecture\")",
+                                 mcg_cap, x86::max_mce_banks, x86::mce_capabilities)};
+    }
+    return success;
+}
+
+Result<void> VcpuCore::inject_mce(const x86::MachineCheck& error)
+{
+    const auto raised =
+        msrs_.record_mce(error, (state(StateGroup::Segments).cr4 & Cr4::MCE.mask) != 0U);
+    switch (raised) {
+    case x86::MceOutcome::NoSuchBank:
+        return Error{std::errc::invalid_argument,
+                     fmt::format("inject_mce: bank {}: setup_mce gave this vCPU fewer banks, or "
+                                 "the status {:#x} is not valid (bit 63)",
+                                 error.bank, error.status)};
+    case x86::MceOutcome::Recorded: return success;
+    case x86::MceOutcome::Raise:
+        state(StateGroup::Registers).inject = x86::Event{
+            x86::EventKind::HardwareException, static_cast<std::uint8_t>(x86::Vector::MC)};
+        return success;
+    case x86::MceOutcome::TripleFault: shutdown_ = true; return success;
+    }
+    return success;
+}
+
 x86::VcpuEvents VcpuCore::events() noexcept
 {
     const x86::CpuState& cpu = state(StateGroup::Registers);
@@ -276,6 +315,9 @@ x86::VcpuEvents VcpuCore::events() noexcept
         case x86::EventKind::Nmi: out.nmi.injected = 1; break;
         }
     }
+    if (user_interrupt_ && out.interrupt.injected == 0U) {
+        out.interrupt = {1, *user_interrupt_, 0, 0};
+    }
     out.interrupt.shadow =
         static_cast<std::uint8_t>((cpu.mov_ss_shadow ? 1U : 0U) | (cpu.sti_shadow ? 2U : 0U));
     out.nmi.pending = nmi_pending_.load() != 0U ? 1 : 0;
@@ -283,6 +325,15 @@ x86::VcpuEvents VcpuCore::events() noexcept
     const int sipi = sipi_vector_.load();
     out.sipi_vector = sipi == no_sipi ? 0U : static_cast<std::uint32_t>(sipi);
     return out;
+}
+
+/// An interrupt beside an event that comes first waits as one of `interrupt()` does; with an
+/// irqchip the local APIC has it.
+void VcpuCore::keep_user_interrupt(const x86::VcpuEvents& events) noexcept
+{
+    if (lapic_ == nullptr && events.interrupt.injected != 0U && events.interrupt.soft == 0U) {
+        user_interrupt_ = events.interrupt.nr;
+    }
 }
 
 Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
@@ -296,6 +347,7 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
     }
     x86::CpuState& cpu = state(StateGroup::Registers);
     cpu.inject.reset();
+    user_interrupt_.reset();
     if (exception) {
         cpu.inject = x86::Event{x86::EventKind::HardwareException,
                                 events.exception.nr,
@@ -303,8 +355,10 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
                                 events.exception.has_error_code != 0U,
                                 events.exception.error_code,
                                 events.exception_payload};
+        keep_user_interrupt(events);
     } else if (events.nmi.injected != 0U) {
         cpu.inject = x86::Event{x86::EventKind::Nmi, 2};
+        keep_user_interrupt(events);
     } else if (events.interrupt.injected != 0U) {
         cpu.inject = x86::Event{events.interrupt.soft != 0U ? x86::EventKind::SoftwareInterrupt
                                                             : x86::EventKind::ExternalInterrupt,

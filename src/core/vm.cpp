@@ -29,9 +29,24 @@ Result<void> Vm::set_user_memory_region(const memory::MemoryRegion& region)
     return core_->set_user_memory_region(region);
 }
 
-Result<std::vector<std::uint64_t>> Vm::dirty_log(std::uint32_t slot)
+Result<std::vector<std::uint64_t>> Vm::dirty_log(std::uint32_t slot, std::uint16_t address_space)
 {
-    return core_->dirty_log(slot);
+    return core_->dirty_log(slot, address_space);
+}
+
+Result<std::vector<std::uint64_t>> Vm::peek_dirty_log(std::uint32_t slot,
+                                                      std::uint16_t address_space)
+{
+    return core_->peek_dirty_log(slot, address_space);
+}
+
+Result<void> Vm::clear_dirty_log(std::uint32_t slot,
+                                 std::uint64_t first_page,
+                                 std::uint64_t num_pages,
+                                 std::span<const std::uint64_t> bitmap,
+                                 std::uint16_t address_space)
+{
+    return core_->clear_dirty_log(slot, first_page, num_pages, bitmap, address_space);
 }
 
 VmMemory Vm::memory() const noexcept
@@ -57,6 +72,56 @@ Result<void> Vm::detach(PortRange ports)
 Result<void> Vm::detach(GpaRange range)
 {
     return core_->mmio_bus.remove(range);
+}
+
+Result<void> Vm::add_ioeventfd(const bus::IoEvent<Port>& event, int eventfd)
+{
+    return core_->port_sinks.add_event(event, eventfd);
+}
+
+Result<void> Vm::add_ioeventfd(const bus::IoEvent<Gpa>& event, int eventfd)
+{
+    return core_->mmio_sinks.add_event(event, eventfd);
+}
+
+Result<void> Vm::remove_ioeventfd(const bus::IoEvent<Port>& event, int eventfd)
+{
+    return core_->port_sinks.remove_event(event, eventfd);
+}
+
+Result<void> Vm::remove_ioeventfd(const bus::IoEvent<Gpa>& event, int eventfd)
+{
+    return core_->mmio_sinks.remove_event(event, eventfd);
+}
+
+Result<void> Vm::add_coalesced_zone(PortRange zone)
+{
+    return core_->port_sinks.add_zone(zone);
+}
+
+Result<void> Vm::add_coalesced_zone(GpaRange zone)
+{
+    return core_->mmio_sinks.add_zone(zone);
+}
+
+Result<void> Vm::remove_coalesced_zone(PortRange zone)
+{
+    return core_->port_sinks.remove_zone(zone);
+}
+
+Result<void> Vm::remove_coalesced_zone(GpaRange zone)
+{
+    return core_->mmio_sinks.remove_zone(zone);
+}
+
+Result<void> Vm::set_coalesced_page(bus::CoalescedPage& page)
+{
+    return core_->set_coalesced_page(page);
+}
+
+Result<void> Vm::set_boot_cpu_id(std::uint32_t id)
+{
+    return core_->set_boot_cpu_id(id);
 }
 
 Result<void> Vm::create_irqchip()

@@ -6,6 +6,8 @@
 #include <thread>
 #include <utility>
 
+#include <unistd.h>
+
 #include <fmt/format.h>
 
 #include "core/engines.hpp"
@@ -23,9 +25,10 @@ Result<std::shared_ptr<EventLoop>> shared_event_loop()
 {
     static std::mutex mutex;
     static std::weak_ptr<EventLoop> current;
+    static pid_t owner = 0;
     const std::lock_guard lock{mutex};
-    if (auto loop = current.lock()) {
-        return loop;
+    if (auto loop = current.lock(); loop && owner == ::getpid()) {
+        return loop;  // A child after fork() has its parent's loop, but not its thread.
     }
     VMM_TRY(auto made, EventLoop::create());
     // The last VM may go on the loop's own thread, when a callback there held its last vCPU for a
@@ -38,6 +41,7 @@ Result<std::shared_ptr<EventLoop>> shared_event_loop()
                                         }
                                     }};
     current = loop;
+    owner = ::getpid();
     return loop;
 }
 
@@ -100,7 +104,8 @@ VmCore::VmCore(const KvmOptions& options,
       event_loop_{std::move(event_loop)},
       tsc_khz_{tsc_khz},
       created_tsc_{x86::read_host_tsc()},
-      clock_{created_tsc_, 0}
+      clock_{created_tsc_, 0},
+      tsc_offset_{initial_tsc_offset()}
 {
 }
 
@@ -131,12 +136,61 @@ Result<void> VmCore::set_user_memory_region(const memory::MemoryRegion& region)
     return told;
 }
 
-Result<std::vector<std::uint64_t>> VmCore::dirty_log(std::uint32_t slot)
+Result<std::vector<std::uint64_t>> VmCore::dirty_log(std::uint32_t slot,
+                                                     std::uint16_t address_space)
 {
-    VMM_TRY_VOID(engine_->collect_dirty_log(slot));
-    VMM_TRY(auto bitmap, physical_.slots().dirty_log(slot));
+    if (address_space == 0) {
+        VMM_TRY_VOID(engine_->collect_dirty_log(slot));
+    }
+    VMM_TRY(auto bitmap, physical_.slots().dirty_log(slot, address_space));
     engine_->dirty_log_cleared();
     return bitmap;
+}
+
+Result<std::vector<std::uint64_t>> VmCore::peek_dirty_log(std::uint32_t slot,
+                                                          std::uint16_t address_space)
+{
+    if (address_space == 0) {
+        VMM_TRY_VOID(engine_->collect_dirty_log(slot));
+    }
+    return physical_.slots().peek_dirty_log(slot, address_space);
+}
+
+Result<void> VmCore::clear_dirty_log(std::uint32_t slot,
+                                     std::uint64_t first_page,
+                                     std::uint64_t num_pages,
+                                     std::span<const std::uint64_t> bitmap,
+                                     std::uint16_t address_space)
+{
+    VMM_TRY_VOID(
+        physical_.slots().clear_dirty_log(slot, first_page, num_pages, bitmap, address_space));
+    engine_->dirty_log_cleared();
+    return success;
+}
+
+Result<void> VmCore::set_coalesced_page(bus::CoalescedPage& page)
+{
+    const std::lock_guard lock{mutex_};
+    if (coalesced_storage_ != nullptr) {
+        return Error{std::errc::file_exists,
+                     "set_coalesced_page: this VM has a ring already; one is all it can have"};
+    }
+    coalesced_storage_ = std::make_unique<bus::CoalescedRing>(page);
+    coalesced_ring_.store(coalesced_storage_.get(), std::memory_order_release);
+    return success;
+}
+
+Result<void> VmCore::set_boot_cpu_id(std::uint32_t id)
+{
+    const std::lock_guard lock{mutex_};
+    if (vcpu_created_) {
+        return Error{std::errc::device_or_resource_busy,
+                     fmt::format("set_boot_cpu_id({}): a vCPU exists already; choose the "
+                                 "bootstrap processor before the first one",
+                                 id)};
+    }
+    boot_cpu_id_ = id;
+    return success;
 }
 
 bool VmCore::read_memory(Gpa from, std::span<std::byte> to) noexcept
@@ -170,6 +224,7 @@ Result<void> VmCore::create_irqchip()
     VMM_TRY_VOID(
         attach_ports(port_bus, *chip->pic_device(), base, {{0x20, 2}, {0xa0, 2}, {0x4d0, 2}}));
     irqchip_ = std::move(chip);
+    irqfds_ = std::make_unique<Irqfds>(*event_loop_, *irqchip_);
     return success;
 }
 
@@ -264,6 +319,19 @@ std::uint64_t VmCore::clock_ns() const noexcept
     const ClockReference reference = clock_reference();
     return reference.ns +
            x86::scale_tsc(x86::read_host_tsc() - reference.host_tsc, x86::tsc_scale(tsc_khz_));
+}
+
+std::uint64_t VmCore::synchronised_tsc_offset(std::uint64_t value) noexcept
+{
+    const std::lock_guard lock{clock_mutex_};
+    const std::uint64_t host = x86::read_host_tsc();
+    const std::uint64_t reached = host + tsc_offset_;
+    const std::uint64_t second = std::uint64_t{tsc_khz_} * 1000U;
+    const bool is_near = value < reached + second && value + second > reached;
+    if (value != 0U && !is_near) {
+        tsc_offset_ = value - host;
+    }
+    return tsc_offset_;
 }
 
 void VmCore::set_clock_ns(std::uint64_t now) noexcept

@@ -6,12 +6,15 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
 
 #include "core/guest_physical.hpp"
+#include "core/irqfds.hpp"
+#include "core/write_sinks.hpp"
 #include "vmm/bus/io_bus.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/kvm.hpp"
@@ -38,7 +41,14 @@ public:
     ~VmCore();
 
     Result<void> set_user_memory_region(const memory::MemoryRegion& region);
-    Result<std::vector<std::uint64_t>> dirty_log(std::uint32_t slot);
+    Result<std::vector<std::uint64_t>> dirty_log(std::uint32_t slot, std::uint16_t address_space);
+    Result<std::vector<std::uint64_t>> peek_dirty_log(std::uint32_t slot,
+                                                      std::uint16_t address_space);
+    Result<void> clear_dirty_log(std::uint32_t slot,
+                                 std::uint64_t first_page,
+                                 std::uint64_t num_pages,
+                                 std::span<const std::uint64_t> bitmap,
+                                 std::uint16_t address_space);
     [[nodiscard]] bool read_memory(Gpa from, std::span<std::byte> to) noexcept;
     [[nodiscard]] bool write_memory(Gpa to, std::span<const std::byte> from) noexcept;
 
@@ -47,6 +57,20 @@ public:
     Result<int> set_irq_line(std::uint32_t gsi, bool level);
     Result<int> signal_msi(Gpa address, std::uint32_t data);
     Result<void> set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes);
+    /// Null without an irqchip.
+    [[nodiscard]] Irqfds* irqfds() const noexcept { return irqfds_.get(); }
+    /// Null without a PIT.
+    [[nodiscard]] x86::irqchip::Pit* pit() const noexcept { return pit_.get(); }
+
+    Result<void> set_coalesced_page(bus::CoalescedPage& page);
+    /// Null before `set_coalesced_page()`.
+    [[nodiscard]] bus::CoalescedRing* coalesced_ring() const noexcept
+    {
+        return coalesced_ring_.load(std::memory_order_acquire);
+    }
+
+    Result<void> set_boot_cpu_id(std::uint32_t id);
+    [[nodiscard]] std::uint32_t boot_cpu_id() const noexcept { return boot_cpu_id_; }
 
     Result<std::shared_ptr<VcpuCore>> create_vcpu(std::uint32_t id);
     void forget_vcpu(std::uint32_t id) noexcept;
@@ -68,6 +92,11 @@ public:
         return std::uint64_t{0} - created_tsc_;
     }
 
+    /// The offset for a vCPU whose TSC the VMM sets to `value`.  A VMM sets those of all vCPUs one
+    /// after the other and means them to agree: 0, and what lies within a second of what the one
+    /// set before has reached by now, gives the same offset again.
+    [[nodiscard]] std::uint64_t synchronised_tsc_offset(std::uint64_t value) noexcept;
+
     /// All that a guest of this VM may be offered.
     [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
 
@@ -79,6 +108,8 @@ public:
     using MmioBus = bus::IoBus<Gpa, std::shared_ptr<bus::DeviceBase>>;
     PortBus port_bus;
     MmioBus mmio_bus;
+    WriteSinks<Port> port_sinks{bus::CoalescedKind::Pio};
+    WriteSinks<Gpa> mmio_sinks{bus::CoalescedKind::Mmio};
 
 private:
     VmCore(const KvmOptions& options, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
@@ -89,14 +120,19 @@ private:
     std::uint64_t created_tsc_;
     mutable std::mutex clock_mutex_;
     ClockReference clock_;
+    std::uint64_t tsc_offset_;  // What the TSC was set to last, as an offset.
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;
     std::unique_ptr<x86::irqchip::Irqchip> irqchip_;
     std::shared_ptr<x86::irqchip::Pit> pit_;
+    std::unique_ptr<Irqfds> irqfds_;  // After the irqchip, which it uses.
+    std::unique_ptr<bus::CoalescedRing> coalesced_storage_;
+    std::atomic<bus::CoalescedRing*> coalesced_ring_{};
 
     std::mutex mutex_;  // vcpus_ and all that is made once.
     std::map<std::uint32_t, VcpuCore*> vcpus_;
     bool vcpu_created_{};
+    std::uint32_t boot_cpu_id_{};
 };
 
 }  // namespace vmm::core

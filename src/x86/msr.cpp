@@ -8,7 +8,12 @@ namespace vmm::x86 {
 namespace {
 
 constexpr std::uint64_t mcg_ctl_present = 1U << 8U;
-constexpr std::uint64_t mcg_cap_value = mcg_ctl_present | 10U;  // Ten banks, as KVM's default CPUs.
+constexpr std::uint64_t mcg_bank_count = 0xff;
+constexpr std::uint64_t mcg_status_in_progress = 1U << 2U;
+constexpr std::uint64_t mc_valid = std::uint64_t{1} << 63U;
+constexpr std::uint64_t mc_overflow = std::uint64_t{1} << 62U;
+constexpr std::uint64_t mc_uncorrected = std::uint64_t{1} << 61U;
+constexpr std::uint64_t all_ones = ~std::uint64_t{0};
 
 /// RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO,
 /// SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO: a software CPU does not
@@ -147,13 +152,68 @@ std::uint64_t* MsrBank::mtrr(std::uint32_t index) noexcept
     return nullptr;
 }
 
+MsrBank::MsrBank() noexcept : arch_capabilities_{arch_capabilities_value} {}
+
+bool MsrBank::is_mc_bank(std::uint32_t index) const noexcept
+{
+    return index >= msr::mc0_ctl && index - msr::mc0_ctl < 4U * (mcg_cap_ & mcg_bank_count);
+}
+
+bool MsrBank::setup_mce(std::uint64_t mcg_cap) noexcept
+{
+    const std::uint64_t banks = mcg_cap & mcg_bank_count;
+    constexpr std::uint64_t extended_states = 0xff'0000;
+    if (banks == 0U || banks > max_mce_banks ||
+        (mcg_cap & ~(mce_capabilities | mcg_bank_count | extended_states)) != 0U) {
+        return false;
+    }
+    mcg_cap_ = mcg_cap;
+    if ((mcg_cap & mcg_ctl_present) != 0U) {
+        mcg_ctl_ = all_ones;
+    }
+    for (std::size_t bank = 0; bank < banks; ++bank) {
+        mc_banks_[4 * bank] = all_ones;
+    }
+    return true;
+}
+
+MceOutcome MsrBank::record_mce(const MachineCheck& error, bool enabled) noexcept
+{
+    if (error.bank >= (mcg_cap_ & mcg_bank_count) || (error.status & mc_valid) == 0U) {
+        return MceOutcome::NoSuchBank;
+    }
+    const std::size_t ctl = std::size_t{4} * error.bank;
+    std::uint64_t& status = mc_banks_[ctl + 1];
+    const bool uncorrected = (error.status & mc_uncorrected) != 0U;
+    if (uncorrected) {
+        const bool reports = (mcg_cap_ & mcg_ctl_present) == 0U || mcg_ctl_ == all_ones;
+        if (!reports || mc_banks_[ctl] != all_ones) {
+            return MceOutcome::Recorded;  // The guest does not want to know.
+        }
+        if (!enabled || (mcg_status_ & mcg_status_in_progress) != 0U) {
+            return MceOutcome::TripleFault;
+        }
+    } else if ((status & mc_valid) != 0U && (status & mc_uncorrected) != 0U) {
+        status |= mc_overflow;  // A worse one is there.
+        return MceOutcome::Recorded;
+    }
+    status = error.status | ((status & mc_valid) != 0U ? mc_overflow : 0U);
+    mc_banks_[ctl + 2] = error.addr;
+    mc_banks_[ctl + 3] = error.misc;
+    if (!uncorrected) {
+        return MceOutcome::Recorded;
+    }
+    mcg_status_ = error.mcg_status;
+    return MceOutcome::Raise;
+}
+
 bool MsrBank::read(const Cpuid& cpuid, std::uint32_t index, std::uint64_t& value) const noexcept
 {
     if (const std::uint64_t* range = const_cast<MsrBank*>(this)->mtrr(index)) {
         value = *range;
         return true;
     }
-    if (index >= msr::mc0_ctl && index < msr::mc0_ctl + 4 * (mcg_cap_value & 0xffU)) {
+    if (is_mc_bank(index)) {
         value = mc_banks_[index - msr::mc0_ctl];
         return true;
     }
@@ -164,12 +224,12 @@ bool MsrBank::read(const Cpuid& cpuid, std::uint32_t index, std::uint64_t& value
     case msr::misc_enable: value = misc_enable_; return true;
     case msr::ucode_rev: value = ucode_rev_; return true;
     case msr::feature_control: value = feature_control_; return cpuid.is_intel();
-    case msr::mcg_cap: value = mcg_cap_value; return true;
+    case msr::mcg_cap: value = mcg_cap_; return true;
     case msr::mcg_status: value = mcg_status_; return true;
     case msr::mcg_ctl: value = mcg_ctl_; return true;
     case msr::spec_ctrl: value = spec_ctrl_; return has_spec_ctrl(cpuid);
     case msr::arch_capabilities:
-        value = arch_capabilities_value;
+        value = arch_capabilities_;
         return cpuid.has({7, 0, CpuidRegister::Edx, 29});
     case msr::amd_hwcr: value = amd_hwcr_; return !cpuid.is_intel();
     case msr::amd_de_cfg: value = amd_de_cfg_; return !cpuid.is_intel();
@@ -186,7 +246,7 @@ bool MsrBank::write(const Cpuid& cpuid,
         *range = value;
         return true;
     }
-    if (index >= msr::mc0_ctl && index < msr::mc0_ctl + 4 * (mcg_cap_value & 0xffU)) {
+    if (is_mc_bank(index)) {
         const std::uint32_t kind = (index - msr::mc0_ctl) % 4U;
         // SDM Vol. 3B "IA32_MCi_CTL MSRs": all zeroes or all ones; a guest clears status only.
         if (access == MsrAccess::Guest &&
@@ -223,7 +283,7 @@ bool MsrBank::write(const Cpuid& cpuid,
         }
         feature_control_ = value;
         return cpuid.is_intel();
-    case msr::mcg_cap: return access == MsrAccess::Host && value == mcg_cap_value;
+    case msr::mcg_cap: return access == MsrAccess::Host && value == mcg_cap_;
     case msr::mcg_status:
         if (access == MsrAccess::Guest && value != 0U) {
             return false;
@@ -235,6 +295,13 @@ bool MsrBank::write(const Cpuid& cpuid,
             return false;
         }
         mcg_ctl_ = value;
+        return true;
+    case msr::arch_capabilities:
+        // The VMM may promise less than there is, and no more.
+        if (access == MsrAccess::Guest || (value & ~arch_capabilities_value) != 0U) {
+            return false;
+        }
+        arch_capabilities_ = value;
         return true;
     case msr::spec_ctrl:
         if (!has_spec_ctrl(cpuid) || (value & ~std::uint64_t{0x7}) != 0U) {
@@ -249,6 +316,21 @@ bool MsrBank::write(const Cpuid& cpuid,
     }
 }
 
+std::vector<std::uint32_t> msr_feature_list()
+{
+    return {msr::ucode_rev, msr::arch_capabilities, msr::amd_de_cfg};
+}
+
+bool read_feature_msr(std::uint32_t index, std::uint64_t& value) noexcept
+{
+    switch (index) {
+    case msr::ucode_rev: value = 0x1'0000'0000; return true;
+    case msr::arch_capabilities: value = arch_capabilities_value; return true;
+    case msr::amd_de_cfg: value = 2; return true;  // LFENCE is dispatch-serialising.
+    default: return false;
+    }
+}
+
 std::vector<std::uint32_t> msr_index_list()
 {
     std::vector<std::uint32_t> list{msr::tsc,
@@ -257,6 +339,7 @@ std::vector<std::uint32_t> msr_index_list()
                                     msr::apic_base,
                                     msr::tsc_adjust,
                                     msr::mtrr_cap,
+                                    msr::arch_capabilities,
                                     msr::sysenter_cs,
                                     msr::sysenter_esp,
                                     msr::sysenter_eip,

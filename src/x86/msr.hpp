@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -84,9 +85,18 @@ inline constexpr std::uint32_t amd_de_cfg = 0xc001'1029;
 /// Who accesses an MSR: the host may read what a guest may not, and write read-only ones.
 enum class MsrAccess : std::uint8_t { Guest, Host };
 
+inline constexpr std::uint64_t max_mce_banks = 32;
+/// IA32_MCG_CAP's MCG_CTL_P and MCG_SER_P: what can be offered.
+inline constexpr std::uint64_t mce_capabilities = (1U << 8U) | (1U << 24U);
+
+/// What recording a machine check asks for.
+enum class MceOutcome : std::uint8_t { NoSuchBank, Recorded, Raise, TripleFault };
+
 /// MSRs that are stored and read back.
 class MsrBank {
 public:
+    MsrBank() noexcept;
+
     /// @return false if there is no such MSR here (#GP(0) for a guest).
     [[nodiscard]] bool read(const Cpuid& cpuid,
                             std::uint32_t index,
@@ -97,11 +107,17 @@ public:
                              std::uint64_t value,
                              MsrAccess access) noexcept;
 
+    /// KVM_X86_SETUP_MCE.  False if `mcg_cap` asks for what there is not.
+    [[nodiscard]] bool setup_mce(std::uint64_t mcg_cap) noexcept;
+    /// KVM_X86_SET_MCE.  `enabled`: CR4.MCE.
+    [[nodiscard]] MceOutcome record_mce(const MachineCheck& error, bool enabled) noexcept;
+
 private:
     static constexpr std::size_t variable_mtrr_count = 8;
-    static constexpr std::size_t bank_count = 32;
+    static constexpr std::size_t bank_count = max_mce_banks;
 
     [[nodiscard]] std::uint64_t* mtrr(std::uint32_t index) noexcept;
+    [[nodiscard]] bool is_mc_bank(std::uint32_t index) const noexcept;
 
     std::array<std::uint64_t, 2 * variable_mtrr_count> mtrr_variable_{};
     std::array<std::uint64_t, 11> mtrr_fixed_{};
@@ -111,12 +127,18 @@ private:
     std::uint64_t spec_ctrl_{};
     std::uint64_t ucode_rev_{0x1'0000'0000};
     std::uint64_t feature_control_{};
+    std::uint64_t arch_capabilities_;
+    std::uint64_t mcg_cap_{(1U << 8U) | 10U};  // MCG_CTL_P and ten banks.
     std::uint64_t mcg_status_{};
     std::uint64_t mcg_ctl_{};
     std::array<std::uint64_t, 4 * bank_count> mc_banks_{};
     std::uint64_t amd_hwcr_{1U << 24U};  // TscFreqSel: the TSC counts at P0 frequency.
     std::uint64_t amd_de_cfg_{2};        // LFENCE is dispatch-serialising.
 };
+
+/// KVM_GET_MSR_FEATURE_INDEX_LIST, and the value of one of them: what a guest's MSR may say.
+[[nodiscard]] std::vector<std::uint32_t> msr_feature_list();
+[[nodiscard]] bool read_feature_msr(std::uint32_t index, std::uint64_t& value) noexcept;
 
 /// The MSRs that make up a guest's state, as KVM_GET_MSR_INDEX_LIST reports them.
 [[nodiscard]] std::vector<std::uint32_t> msr_index_list();

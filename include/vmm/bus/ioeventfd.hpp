@@ -174,6 +174,12 @@ public:
         return deliver(*table, table->groups.find(address.value(), hint), data);
     }
 
+    /// Whether there is an event at `address`, of whatever length and value.
+    [[nodiscard]] bool watches(A address) const noexcept
+    {
+        return published_.read()->groups.find(address.value()) != nullptr;
+    }
+
     [[nodiscard]] std::size_t size() const noexcept { return published_.read()->events.size(); }
 
 private:

@@ -174,6 +174,27 @@ struct VcpuEvents {
     friend bool operator==(const VcpuEvents&, const VcpuEvents&) = default;
 };
 
+/// What KVM_RUN leaves in the run area beside the exit (kvm_run).
+struct RunState {
+    std::uint64_t cr8{};
+    std::uint64_t apic_base{};
+    bool if_flag{};                        ///< RFLAGS.IF.
+    bool ready_for_interrupt_injection{};  ///< The guest would take an interrupt now.
+
+    friend bool operator==(const RunState&, const RunState&) = default;
+};
+
+/// An error that a machine-check bank reports (kvm_x86_mce).
+struct MachineCheck {
+    std::uint64_t status{};  ///< IA32_MCi_STATUS; bit 63, valid, must be set.
+    std::uint64_t addr{};
+    std::uint64_t misc{};
+    std::uint64_t mcg_status{};
+    std::uint8_t bank{};
+
+    friend bool operator==(const MachineCheck&, const MachineCheck&) = default;
+};
+
 /// One leaf of CPUID (kvm_cpuid_entry2).
 struct CpuidEntry {
     std::uint32_t function{};

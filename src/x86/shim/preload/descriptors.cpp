@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// Hooks: what is done with descriptors.
+
+#include <cstdarg>
+#include <memory>
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "x86/shim/file.hpp"
+#include "x86/shim/preload/hooks.hpp"
+#include "x86/shim/preload/next.hpp"
+
+namespace vmm::shim::preload {
+namespace {
+
+constinit Next<int(int, unsigned long, ...)> next_ioctl{"ioctl"};
+constinit Next<int(int)> next_close{"close"};
+constinit Next<int(unsigned, unsigned, int)> next_close_range{"close_range"};
+constinit Next<void(int)> next_closefrom{"closefrom"};
+constinit Next<int(int)> next_dup{"dup"};
+constinit Next<int(int, int)> next_dup2{"dup2"};
+constinit Next<int(int, int, int)> next_dup3{"dup3"};
+constinit Next<int(int, int, ...)> next_fcntl{"fcntl"};
+constinit Next<int(int, int, ...)> next_fcntl64{"fcntl64"};
+constinit Next<void*(void*, std::size_t, int, int, int, off_t)> next_mmap{"mmap"};
+
+int duplicated(int from, int to) noexcept
+{
+    if (to >= 0) {
+        FileTable::instance().duplicate(from, to);
+    }
+    return to;
+}
+
+int after_fcntl(int fd, int command, int result) noexcept
+{
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result;
+}
+
+void* map(void* at, std::size_t size, int protection, int flags, int fd, off_t offset) noexcept
+{
+    void* const mapped = next_mmap.get()(at, size, protection, flags, fd, offset);
+    if (mapped != MAP_FAILED && (flags & MAP_ANONYMOUS) == 0) {
+        if (const auto file = FileTable::instance().find(fd)) {
+            file->mapped(mapped, size, protection, flags, offset);
+        }
+    }
+    return mapped;
+}
+
+}  // namespace
+}  // namespace vmm::shim::preload
+
+using namespace vmm::shim::preload;
+using vmm::shim::FileTable;
+
+extern "C" {
+
+VMM_HOOK int ioctl(int fd, unsigned long request, ...) noexcept
+{
+    va_list arguments;
+    va_start(arguments, request);
+    const unsigned long argument = va_arg(arguments, unsigned long);
+    va_end(arguments);
+    if (const auto file = FileTable::instance().find(fd)) {
+        return to_libc(file->ioctl(static_cast<unsigned>(request), argument));
+    }
+    return next_ioctl.get()(fd, request, argument);
+}
+
+VMM_HOOK int close(int fd)
+{
+    FileTable::instance().remove(fd);
+    return next_close.get()(fd);
+}
+
+VMM_HOOK int close_range(unsigned first, unsigned last, int flags) noexcept
+{
+    const int result = next_close_range.get()(first, last, flags);
+    if (result == 0 && (static_cast<unsigned>(flags) & CLOSE_RANGE_CLOEXEC) == 0) {
+        FileTable::instance().remove_range(first, last);
+    }
+    return result;
+}
+
+VMM_HOOK void closefrom(int first) noexcept
+{
+    next_closefrom.get()(first);
+    FileTable::instance().remove_range(static_cast<unsigned>(first), ~0U);
+}
+
+VMM_HOOK int dup(int fd) noexcept
+{
+    return duplicated(fd, next_dup.get()(fd));
+}
+
+VMM_HOOK int dup2(int from, int to) noexcept
+{
+    return duplicated(from, next_dup2.get()(from, to));
+}
+
+VMM_HOOK int dup3(int from, int to, int flags) noexcept
+{
+    return duplicated(from, next_dup3.get()(from, to, flags));
+}
+
+VMM_HOOK int fcntl(int fd, int command, ...)
+{
+    va_list arguments;
+    va_start(arguments, command);
+    void* const argument = va_arg(arguments, void*);
+    va_end(arguments);
+    return after_fcntl(fd, command, next_fcntl.get()(fd, command, argument));
+}
+
+VMM_HOOK int fcntl64(int fd, int command, ...)
+{
+    va_list arguments;
+    va_start(arguments, command);
+    void* const argument = va_arg(arguments, void*);
+    va_end(arguments);
+    return after_fcntl(fd, command, next_fcntl64.get()(fd, command, argument));
+}
+
+VMM_HOOK void* mmap(void* at,
+                    std::size_t size,
+                    int protection,
+                    int flags,
+                    int fd,
+                    off_t offset) noexcept
+{
+    return map(at, size, protection, flags, fd, offset);
+}
+
+VMM_HOOK void* mmap64(void* at,
+                      std::size_t size,
+                      int protection,
+                      int flags,
+                      int fd,
+                      off64_t offset) noexcept
+{
+    return map(at, size, protection, flags, fd, offset);
+}
+
+}  // extern "C"

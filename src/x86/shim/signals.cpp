@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/shim/signals.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <mutex>
+#include <utility>
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "x86/shim/descriptors.hpp"
+#include "x86/shim/library_scope.hpp"
+#include "x86/shim/user_memory.hpp"
+
+namespace vmm::shim {
+namespace {
+
+using Action = struct sigaction;
+
+constexpr int signal_count = 65;
+
+thread_local RunScope* current_run = nullptr;
+
+std::atomic<SigactionFunction> real_sigaction{&::sigaction};
+
+/// What the client wants done at each signal.  Records are never destroyed: a handler may have one
+/// in its hands.
+std::array<std::atomic<const Action*>, signal_count> wanted{};
+std::mutex changes;
+
+bool is_fault(int signal, const siginfo_t& info) noexcept
+{
+    const bool may_be = signal == SIGSEGV || signal == SIGBUS || signal == SIGFPE ||
+                        signal == SIGILL || signal == SIGTRAP || signal == SIGSYS;
+    return may_be && info.si_code > 0;
+}
+
+/// What the kernel would have done, had we not taken the signal.
+void default_action(int signal, const siginfo_t& info) noexcept
+{
+    Action plain{};
+    plain.sa_handler = SIG_DFL;
+    real_sigaction.load()(signal, &plain, nullptr);
+    if (!is_fault(signal, info)) {
+        // A fault comes again by itself, when the instruction is executed again.
+        ::syscall(SYS_rt_tgsigqueueinfo, ::getpid(), ::syscall(SYS_gettid), signal, &info);
+    }
+}
+
+void call_clients(int signal, siginfo_t* info, void* context) noexcept
+{
+    const auto index = static_cast<std::size_t>(signal);
+    const Action* const action = wanted[index].load(std::memory_order_acquire);
+    if (action == nullptr || action->sa_handler == SIG_DFL) {
+        default_action(signal, *info);
+        return;
+    }
+    if (action->sa_handler == SIG_IGN) {
+        if (is_fault(signal, *info)) {
+            default_action(signal, *info);
+        }
+        return;
+    }
+    const Action handler = *action;
+    const auto flags = static_cast<unsigned>(handler.sa_flags);
+    if ((flags & SA_RESETHAND) != 0) {
+        wanted[index].store(nullptr, std::memory_order_release);
+    }
+    const ClientScope outside;
+    if ((flags & unsigned{SA_SIGINFO}) != 0) {
+        handler.sa_sigaction(signal, info, context);
+    } else {
+        handler.sa_handler(signal);
+    }
+}
+
+void on_signal(int signal, siginfo_t* info, void* context) noexcept
+{
+    const int saved_errno = errno;
+    if (is_fault(signal, *info)) {
+        const bool ours =
+            fix_up_fault(*static_cast<ucontext_t*>(context)) ||
+            (current_run != nullptr && signal == SIGSEGV && info->si_code == SEGV_MAPERR &&
+             current_run->stand_in(reinterpret_cast<std::uintptr_t>(info->si_addr)));
+        if (!ours) {
+            call_clients(signal, info, context);
+        }
+    } else if (current_run != nullptr) {
+        current_run->put_aside(signal, *info);
+    } else {
+        call_clients(signal, info, context);
+    }
+    errno = saved_errno;
+}
+
+/// What the kernel is to have for what the client wants.
+Action ours_for(const Action& action) noexcept
+{
+    Action ours = action;
+    ours.sa_sigaction = &on_signal;
+    // The handler is called later than the kernel thinks, so what it resets is reset by us.
+    ours.sa_flags = (action.sa_flags & ~static_cast<int>(SA_RESETHAND)) | SA_SIGINFO;
+    return ours;
+}
+
+bool has_handler(const Action& action) noexcept
+{
+    return action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
+}
+
+bool is_always_ours(int signal) noexcept
+{
+    return signal == SIGSEGV || signal == SIGBUS;
+}
+
+std::atomic<bool> faults_are_ours{false};
+
+}  // namespace
+
+void set_real_sigaction(SigactionFunction function) noexcept
+{
+    real_sigaction.store(function);
+}
+
+void own_signals() noexcept
+{
+    const std::lock_guard lock{changes};
+    if (faults_are_ours.exchange(true)) {
+        return;
+    }
+    for (const int signal : {SIGSEGV, SIGBUS}) {
+        Action before{};
+        const auto index = static_cast<std::size_t>(signal);
+        if (real_sigaction.load()(signal, nullptr, &before) != 0) {
+            continue;
+        }
+        if (wanted[index].load() == nullptr) {
+            wanted[index].store(new Action(before));
+        }
+        Action ours = ours_for(before);
+        // A fault may come on an alternate stack's thread, and while others are handled.
+        ours.sa_flags |= SA_ONSTACK | SA_NODEFER;
+        real_sigaction.load()(signal, &ours, nullptr);
+    }
+}
+
+int change_action(int signal, const struct sigaction* action, struct sigaction* old) noexcept
+{
+    const auto real = real_sigaction.load();
+    if (signal <= 0 || signal >= signal_count || LibraryScope::is_inside()) {
+        return real(signal, action, old);
+    }
+    const auto index = static_cast<std::size_t>(signal);
+    const std::lock_guard lock{changes};
+    const Action* const before = wanted[index].load(std::memory_order_acquire);
+    Action kernels{};
+    if (action == nullptr) {
+        if (real(signal, nullptr, &kernels) != 0) {
+            return -1;
+        }
+    } else {
+        const bool take = has_handler(*action) || (is_always_ours(signal) && faults_are_ours);
+        const auto* const record = new Action(*action);
+        // Before the kernel has it, so that no signal meets a handler without a record.
+        wanted[index].store(record, std::memory_order_release);
+        Action given = take ? ours_for(*action) : *action;
+        if (is_always_ours(signal)) {
+            given.sa_flags |= SA_NODEFER | SA_ONSTACK;
+        }
+        if (real(signal, &given, &kernels) != 0) {
+            wanted[index].store(before, std::memory_order_release);
+            delete record;
+            return -1;
+        }
+    }
+    if (old != nullptr) {
+        *old = before != nullptr ? *before : kernels;
+        if (before == nullptr && old->sa_sigaction == &on_signal) {
+            old->sa_handler = SIG_DFL;  // SA_RESETHAND has been there.
+        }
+    }
+    return 0;
+}
+
+RunScope::RunScope(Vcpu::Kicker kicker,
+                   const HostRanges& ranges,
+                   const std::optional<sigset_t>& mask) noexcept
+    : kicker_{std::move(kicker)},
+      ranges_{ranges}
+{
+    current_run = this;
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    if (mask) {
+        masked_ = ::pthread_sigmask(SIG_SETMASK, &*mask, &before_) == 0;
+    }
+}
+
+RunScope::~RunScope()
+{
+    if (masked_) {
+        ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+    }
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    current_run = nullptr;
+    const std::size_t count = std::min(waiting_count_.load(std::memory_order_relaxed), max_waiting);
+    for (std::size_t i = 0; i < count; ++i) {
+        Waiting& each = waiting_[i];
+        ::syscall(SYS_rt_tgsigqueueinfo, ::getpid(), ::syscall(SYS_gettid), each.signal,
+                  &each.info);
+    }
+}
+
+void RunScope::put_aside(int signal, const siginfo_t& info) noexcept
+{
+    const std::size_t at = waiting_count_.load(std::memory_order_relaxed);
+    if (at < max_waiting) {
+        waiting_[at] = {signal, info};
+        waiting_count_.store(at + 1, std::memory_order_relaxed);
+    }
+    kicker_.kick();
+}
+
+bool RunScope::stand_in(std::uintptr_t address) noexcept
+{
+    const std::size_t at = fault_count_.load(std::memory_order_relaxed);
+    const std::uintptr_t page = address & ~(shim_page_size - 1);
+    if (at == max_faults || !ranges_.contains(address)) {
+        return false;
+    }
+    // The system call itself: the C library's function is hooked, and may not be async-signal-safe.
+    const long mapped = ::syscall(SYS_mmap, page, shim_page_size, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (mapped != static_cast<long>(page)) {
+        return false;
+    }
+    faults_[at] = page;
+    fault_count_.store(at + 1, std::memory_order_relaxed);
+    kicker_.kick();
+    return true;
+}
+
+bool RunScope::take_faults() noexcept
+{
+    const std::size_t count = fault_count_.exchange(0, std::memory_order_relaxed);
+    for (std::size_t i = 0; i < count; ++i) {
+        ::syscall(SYS_munmap, faults_[i], shim_page_size);
+    }
+    return count != 0;
+}
+
+}  // namespace vmm::shim

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// vCPU ioctls: signal mask, clocks, capabilities.
+
+#include <cerrno>
+#include <cstring>
+
+#include <linux/kvm.h>
+
+#include "x86/shim/lists.hpp"
+#include "x86/shim/vcpu_file.hpp"
+
+namespace vmm::shim {
+namespace {
+
+/// The kernel's set of signals; glibc's begins with it.
+constexpr std::uint32_t kernel_set_size = 8;
+
+long set_signal_mask(VcpuFile& file, unsigned long argument)
+{
+    if (argument == 0) {
+        file.set_run_mask(std::nullopt);
+        return 0;
+    }
+    const UserAddress user{argument};
+    SignalMaskHead head;
+    if (!copy_in(&head, user, sizeof head)) {
+        return -EFAULT;
+    }
+    if (head.len != kernel_set_size) {
+        return -EINVAL;
+    }
+    sigset_t mask;
+    ::sigemptyset(&mask);
+    if (!copy_in(&mask, user + sizeof head, kernel_set_size)) {
+        return -EFAULT;
+    }
+    file.set_run_mask(mask);
+    return 0;
+}
+
+long get_tsc_khz(VcpuFile& file, unsigned long /*argument*/)
+{
+    return static_cast<long>(file.vm().kvm().tsc_khz());
+}
+
+/// There is one frequency, the host's: another one is refused beyond KVM's tolerance of 250 ppm.
+long set_tsc_khz(VcpuFile& file, unsigned long wanted)
+{
+    const unsigned long khz = file.vm().kvm().tsc_khz();
+    const unsigned long tolerance = khz / 4000;
+    return wanted == 0 || (wanted >= khz - tolerance && wanted <= khz + tolerance) ? 0 : -EINVAL;
+}
+
+long kvmclock_ctrl(VcpuFile& file, unsigned long /*argument*/)
+{
+    return result_of(file.vcpu().notify_guest_stopped());
+}
+
+/// The capabilities that can be enabled on a vCPU are Hyper-V's and the enforcement of PV CPUID.
+long enable_capability(VcpuFile& /*file*/, const kvm_enable_cap& /*wanted*/)
+{
+    return -EINVAL;
+}
+
+constexpr Row<VcpuFile> rows[] = {
+    {request::set_signal_mask, "KVM_SET_SIGNAL_MASK", set_signal_mask},
+    {KVM_GET_TSC_KHZ, "KVM_GET_TSC_KHZ", get_tsc_khz},
+    {KVM_SET_TSC_KHZ, "KVM_SET_TSC_KHZ", set_tsc_khz},
+    {KVM_KVMCLOCK_CTRL, "KVM_KVMCLOCK_CTRL", kvmclock_ctrl},
+    {KVM_ENABLE_CAP, "KVM_ENABLE_CAP", reads<enable_capability>},
+};
+
+}  // namespace
+
+std::span<const Row<VcpuFile>> vcpu_misc_rows() noexcept
+{
+    return rows;
+}
+
+}  // namespace vmm::shim

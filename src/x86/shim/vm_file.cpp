@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// VM ioctls: capabilities, addresses, vCPUs, the clock.
+
+#include "x86/shim/vm_file.hpp"
+
+#include <cerrno>
+#include <chrono>
+
+#include <fcntl.h>
+#include <linux/kvm.h>
+
+#include <x86intrin.h>
+
+#include "x86/shim/library_scope.hpp"
+#include "x86/shim/system_file.hpp"
+
+namespace vmm::shim {
+namespace {
+
+long check_vm_extension(VmFile& file, unsigned long capability)
+{
+    return check_extension(file.kvm(), capability);
+}
+
+long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
+{
+    if (wanted.flags != 0) {
+        return -EINVAL;
+    }
+    switch (wanted.cap) {
+    case KVM_CAP_X2APIC_API:
+        if ((wanted.args[0] &
+             ~(KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)) != 0) {
+            return -EINVAL;
+        }
+        if ((wanted.args[0] & KVM_X2APIC_API_USE_32BIT_IDS) != 0) {
+            file.x2apic_ids_are_32_bits = true;
+        }
+        return 0;
+    case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+        if ((wanted.args[0] & ~__u64{KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}) != 0) {
+            return -EINVAL;
+        }
+        file.dirty_log_is_manual = wanted.args[0] != 0;
+        return 0;
+    default: return -EINVAL;
+    }
+}
+
+/// Where Intel's VMX keeps a task-state segment for real mode; engines here need none.
+long set_tss_addr(VmFile& /*file*/, unsigned long address)
+{
+    constexpr unsigned long last = 0xffff'd000;
+    return address <= last ? 0 : -EINVAL;
+}
+
+long set_identity_map_addr(VmFile& file, const __u64& /*address*/)
+{
+    return file.has_vcpu ? -EINVAL : 0;
+}
+
+long set_boot_cpu_id(VmFile& file, unsigned long id)
+{
+    return result_of(file.vm().set_boot_cpu_id(static_cast<std::uint32_t>(id)));
+}
+
+std::uint64_t realtime_ns() noexcept
+{
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return static_cast<std::uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+
+long get_clock(VmFile& file, kvm_clock_data& out)
+{
+    out.flags = KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
+    out.realtime = realtime_ns();
+    out.host_tsc = __rdtsc();
+    out.clock = file.vm().clock_ns();
+    return 0;
+}
+
+long set_clock(VmFile& file, const kvm_clock_data& wanted)
+{
+    constexpr unsigned known = KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC;
+    if ((wanted.flags & ~known) != 0) {
+        return -EINVAL;
+    }
+    std::uint64_t clock = wanted.clock;
+    if ((wanted.flags & KVM_CLOCK_REALTIME) != 0) {
+        // Time has passed since it was read; but not backwards.
+        const std::uint64_t now = realtime_ns();
+        clock += now > wanted.realtime ? now - wanted.realtime : 0;
+    }
+    file.vm().set_clock_ns(clock);
+    return 0;
+}
+
+/// There are no devices of the device API on x86 but VFIO's, which needs the kernel.
+long create_device(VmFile& /*file*/, const kvm_create_device& /*wanted*/)
+{
+    return -ENODEV;
+}
+
+constexpr Row<VmFile> rows[] = {
+    {KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION", check_vm_extension},
+    {KVM_ENABLE_CAP, "KVM_ENABLE_CAP", reads<enable_capability>},
+    {KVM_CREATE_VCPU, "KVM_CREATE_VCPU", create_vcpu},
+    {KVM_SET_TSS_ADDR, "KVM_SET_TSS_ADDR", set_tss_addr},
+    {KVM_SET_IDENTITY_MAP_ADDR, "KVM_SET_IDENTITY_MAP_ADDR", reads<set_identity_map_addr>},
+    {KVM_SET_BOOT_CPU_ID, "KVM_SET_BOOT_CPU_ID", set_boot_cpu_id},
+    {KVM_GET_CLOCK, "KVM_GET_CLOCK", writes<get_clock>},
+    {KVM_SET_CLOCK, "KVM_SET_CLOCK", reads<set_clock>},
+    {KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE", reads<create_device>},
+};
+
+}  // namespace
+
+std::span<const Row<VmFile>> vm_rows() noexcept
+{
+    return rows;
+}
+
+bool VmFile::offer_ring(const UniqueFd& vcpu_memfd)
+{
+    const std::lock_guard lock{ring_mutex_};
+    if (ring_memfd_) {
+        return false;
+    }
+    UniqueFd own{::fcntl(vcpu_memfd.get(), F_DUPFD_CLOEXEC, 0)};
+    auto area = own ? RunArea::map(own) : Error::from_errno("keep a vCPU's memory");
+    if (!area) {
+        static_cast<void>(refused(area.error()));
+        return false;  // Without a ring all writes leave, one by one.
+    }
+    ring_area_.emplace(*std::move(area));
+    ring_memfd_ = std::move(own);
+    return static_cast<bool>(vm_.set_coalesced_page(ring_area_->coalesced()));
+}
+
+long VmFile::ioctl(unsigned request, unsigned long argument) noexcept
+{
+    static const auto& table = *new Table<VmFile>{
+        "a VM",
+        ENOTTY,
+        {vm_rows(), vm_memory_rows(), vm_interrupt_rows(), vm_irqchip_rows(), vm_io_rows()}};
+    if (!is_of_this_process()) {
+        return -EIO;
+    }
+    const LibraryScope inside;
+    return table.call(*this, request, argument);
+}
+
+}  // namespace vmm::shim

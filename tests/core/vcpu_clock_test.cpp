@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// What a VMM sets up of a vCPU beside its registers: clocks, machine checks, priority; and kicks
+/// from a signal handler.
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <optional>
+#include <thread>
+
+#include <pthread.h>
+#include <signal.h>
+
+#include "small_vm.hpp"
+
+namespace vmm {
+namespace {
+
+using test::SmallVm;
+
+constexpr std::uint32_t tsc = 0x10;
+constexpr std::uint32_t mcg_cap = 0x179;
+constexpr std::uint32_t mcg_status = 0x17a;
+constexpr std::uint32_t mc0_ctl = 0x400;
+constexpr std::uint32_t mc0_status = 0x401;
+
+constexpr std::uint64_t valid_error = std::uint64_t{1} << 63U;
+constexpr std::uint64_t uncorrected = std::uint64_t{1} << 61U;
+
+TEST(VcpuClock, TscsThatAreSetOneAfterTheOtherAgree)
+{
+    SmallVm guest;
+    Vcpu first = guest.vcpu(0);
+    Vcpu second = guest.vcpu(1);
+    const std::uint64_t far = std::uint64_t{1} << 50U;
+    first.set_msr(tsc, far).value();
+    second.set_msr(tsc, far).value();
+    const std::uint64_t before = first.msr(tsc).value();
+    const std::uint64_t between = second.msr(tsc).value();
+    const std::uint64_t after = first.msr(tsc).value();
+    EXPECT_LE(before, between);
+    EXPECT_LE(between, after);
+    EXPECT_GE(before, far);
+}
+
+TEST(VcpuClock, AGuestWithoutKvmclockCannotBeToldThatItStopped)
+{
+    SmallVm guest;
+    Vcpu vcpu = guest.vcpu();
+    EXPECT_EQ(vcpu.notify_guest_stopped().error().errno_value(), EINVAL);
+    constexpr std::uint32_t system_time = 0x4b56'4d01;
+    vcpu.set_msr(system_time, 0x5001).value();
+    vcpu.notify_guest_stopped().value();
+    guest.place(SmallVm::code_at, {0xf4});
+    ASSERT_TRUE(vcpu.run().value().is<Halt>());
+    constexpr std::size_t flags = 0x5000 + 29;
+    EXPECT_EQ(guest.byte_at(flags) & 2U, 2U);
+}
+
+TEST(MachineCheck, WhatIsSetUpIsWhatTheGuestSees)
+{
+    SmallVm guest;
+    Vcpu vcpu = guest.vcpu();
+    EXPECT_EQ(vcpu.setup_mce(0).error().errno_value(), EINVAL);
+    EXPECT_EQ(vcpu.setup_mce(33).error().errno_value(), EINVAL);
+    EXPECT_EQ(vcpu.setup_mce(10 | (1U << 27U)).error().errno_value(), EINVAL);
+    const std::uint64_t wanted = 4 | guest.kvm().mce_capabilities();
+    vcpu.setup_mce(wanted).value();
+    EXPECT_EQ(vcpu.msr(mcg_cap).value(), wanted);
+    EXPECT_EQ(vcpu.msr(mc0_ctl).value(), ~std::uint64_t{0});
+    EXPECT_EQ(vcpu.msr(mc0_ctl + 4 * 4).error().errno_value(), EINVAL) << "there are four banks";
+    EXPECT_EQ(vcpu.inject_mce({.status = valid_error, .bank = 4}).error().errno_value(), EINVAL);
+    EXPECT_EQ(vcpu.inject_mce({.status = 0, .bank = 0}).error().errno_value(), EINVAL);
+}
+
+TEST(MachineCheck, ACorrectedErrorIsRecorded)
+{
+    SmallVm guest;
+    Vcpu vcpu = guest.vcpu();
+    vcpu.inject_mce({.status = valid_error | 5U, .addr = 0x1000, .misc = 2, .bank = 0}).value();
+    EXPECT_EQ(vcpu.msr(mc0_status).value(), valid_error | 5U);
+    EXPECT_EQ(vcpu.msr(mc0_status + 1).value(), 0x1000U);
+}
+
+TEST(MachineCheck, AnUncorrectedOneWithoutAHandlerIsAShutdown)
+{
+    SmallVm guest;
+    Vcpu vcpu = guest.vcpu();
+    guest.place(SmallVm::code_at, {0xf4});
+    vcpu.setup_mce(10 | guest.kvm().mce_capabilities()).value();
+    vcpu.inject_mce({.status = valid_error | uncorrected, .bank = 0}).value();
+    EXPECT_TRUE(vcpu.run().value().is<Shutdown>());
+    EXPECT_TRUE(vcpu.run().value().is<Halt>());
+}
+
+TEST(MachineCheck, AnUncorrectedOneRaisesMc)
+{
+    SmallVm guest;
+    Vcpu vcpu = guest.vcpu();
+    vcpu.setup_mce(10 | guest.kvm().mce_capabilities()).value();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.cr4 |= x86::Cr4::MCE.mask;
+    vcpu.set_sregs(sregs).value();
+    guest.place(18 * 4, {0x00, 0x20, 0, 0});
+    guest.place(0x2000, {0xe6, 0x33, 0xf4});
+    guest.place(SmallVm::code_at, {0xf4});
+    vcpu.inject_mce({.status = valid_error | uncorrected, .mcg_status = 5, .bank = 1}).value();
+    EXPECT_TRUE(vcpu.run().value().is<PortWrite>());
+    EXPECT_EQ(vcpu.msr(mcg_status).value(), 5U);
+}
+
+TEST(RunState, TellsWhatKvmRunTells)
+{
+    SmallVm guest;
+    Vcpu vcpu = guest.vcpu();
+    guest.place(SmallVm::code_at, {0xfb, 0x90, 0xf4});  // sti; nop; hlt
+    EXPECT_FALSE(vcpu.run_state().if_flag);
+    ASSERT_TRUE(vcpu.run().value().is<Halt>());
+    vcpu.set_cr8(3).value();
+    EXPECT_EQ(vcpu.set_cr8(16).error().errno_value(), EINVAL);
+    const x86::RunState state = vcpu.run_state();
+    EXPECT_TRUE(state.if_flag);
+    EXPECT_TRUE(state.ready_for_interrupt_injection);
+    EXPECT_EQ(state.cr8, 3U);
+    EXPECT_EQ(state.apic_base, 0xfee0'0900U);
+}
+
+TEST(BootCpu, TheOneChosenIsTheBootstrapProcessor)
+{
+    SmallVm guest{Engine::Soft, SmallVm::Irqchip::Full};
+    guest.vm().set_boot_cpu_id(1).value();
+    const Vcpu other = guest.vcpu(0);
+    const Vcpu boot = guest.vcpu(1);
+    EXPECT_EQ(guest.vm().set_boot_cpu_id(0).error().errno_value(), EBUSY);
+    EXPECT_EQ(boot.mp_state(), x86::MpState::Runnable);
+    EXPECT_EQ(other.mp_state(), x86::MpState::Uninitialized);
+    EXPECT_EQ(boot.sregs().apic_base, 0xfee0'0900U);
+    EXPECT_EQ(other.sregs().apic_base, 0xfee0'0800U);
+}
+
+std::optional<Vcpu::Kicker> handlers_kicker;
+std::atomic<bool> handler_ran{false};
+
+TEST(Kicker, WorksInASignalHandlerThatInterruptsTheVcpuItself)
+{
+    SmallVm guest{Engine::Soft, SmallVm::Irqchip::Full};
+    guest.place(SmallVm::code_at, {0xf4});  // Blocks in run().
+    Vcpu vcpu = guest.vcpu();
+    handlers_kicker = vcpu.kicker();
+    handler_ran = false;
+    struct sigaction action {};
+    struct sigaction before {};
+    action.sa_handler = [](int) {
+        handlers_kicker->kick();
+        handler_ran = true;
+    };
+    ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
+    std::atomic<bool> over{false};
+    std::thread runner{[&] {
+        EXPECT_TRUE(vcpu.run().value().is<Interrupted>());
+        over = true;
+        while (!handler_ran) {
+            std::this_thread::yield();
+        }
+    }};
+    while (!over) {
+        ::pthread_kill(runner.native_handle(), SIGUSR1);
+        std::this_thread::yield();
+    }
+    runner.join();
+    ::sigaction(SIGUSR1, &before, nullptr);
+    handlers_kicker.reset();
+}
+
+}  // namespace
+}  // namespace vmm

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs programs that were written for /dev/kvm by vmm-kvm: Debian's QEMU with -accel kvm boots Debian's kernel.
+#
+#     tests/shim.sh                every check
+#
+# Ends with a line "N passed, N failed"; exit status 0 if nothing failed.
+
+set -u
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=../cmake/packages.sh
+source "$root/cmake/packages.sh"
+# shellcheck source=../cmake/guest.sh
+source "$root/cmake/guest.sh"
+
+seconds=${VMM_GUEST_SECONDS:-120} # The most one boot may take.
+program=${VMM_KVM:-$root/build/release/bin/vmm-kvm}
+passed=0
+failed=0
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+prepare() {
+    install_missing "${vmm_build_packages[@]}" cpio qemu-system-x86
+    if [[ -z ${VMM_KVM:-} ]]; then
+        say "==> building vmm-kvm"
+        cmake -S "$root" --preset release >"$work/log" 2>&1 &&
+            ninja -C "$root/build/release" vmm-kvm >>"$work/log" 2>&1 || die "the build failed: $(tail -n 20 "$work/log")"
+    fi
+    mkdir -p "$guest"
+    find_kernel
+    find_busybox
+    mkdir -p "$work"/tree/{bin,sbin,usr/bin,usr/sbin,proc,sys}
+    cp "$busybox" "$work/tree/bin/busybox"
+    link_busybox "$work/tree"
+    cat >"$work/tree/init" <<'END'
+#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+echo "user space on $(nproc) CPUs, $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+poweroff -f
+END
+    chmod +x "$work/tree/init"
+    (cd "$work/tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initrd"
+}
+
+report() { # NAME PROBLEM
+    if [[ -z $2 ]]; then
+        passed=$((passed + 1))
+        echo "ok      $1"
+    else
+        failed=$((failed + 1))
+        echo "FAILED  $1: $2"
+        tail -n 5 "$work/console" "$work/errors" | sed 's/^/        /'
+    fi
+}
+
+# boot NAME REGEX QEMU-OPTION…: the guest's console has a line that matches, and QEMU ends by itself.
+boot() {
+    local name=$1 regex=$2 status problem=
+    shift 2
+    timeout -k 5 "$seconds" "$program" --engine soft -- qemu-system-x86_64 -accel kvm -m 512M -nodefaults -no-reboot \
+        -display none -serial stdio -kernel "$kernel" -initrd "$work/initrd" \
+        -append 'console=ttyS0 panic=-1' "$@" >"$work/console" 2>"$work/errors" </dev/null
+    status=$?
+    [[ $status -eq 0 ]] || problem="exit status $status"
+    grep -aqE "$regex" "$work/console" || problem+=" no line like '$regex'"
+    grep -aq '^vmm-kvm:' "$work/errors" && problem+=" $(grep -am1 '^vmm-kvm:' "$work/errors")"
+    report "$name" "$problem"
+}
+
+prepare
+for machine in microvm pc q35; do
+    for cpus in 1 2; do
+        boot "qemu -M $machine -smp $cpus" "user space on $cpus CPUs, kvm-clock" \
+            -M "$machine,kernel-irqchip=on" -smp "$cpus"
+    done
+    boot "qemu -M $machine,kernel-irqchip=off" 'user space on 1 CPUs, kvm-clock' -M "$machine,kernel-irqchip=off"
+done
+boot 'qemu -M q35 -cpu host -smp 2' 'user space on 2 CPUs, kvm-clock' -M q35,kernel-irqchip=on -cpu host -smp 2
+echo "$passed passed, $failed failed"
+[[ $failed -eq 0 && $passed -gt 0 ]]

@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// What KVM answers, call by call.  The numbers are those of Linux 6.18 on hardware; where ours
+/// differ, the row says why.
+
+#include <cerrno>
+#include <vector>
+
+#include <sys/eventfd.h>
+
+#include "client.hpp"
+#include "vmm/unique_fd.hpp"
+#include "x86/shim/lists.hpp"
+
+namespace vmm::shim::test {
+namespace {
+
+TEST(SystemErrno, VersionsAndSizes)
+{
+    const Descriptor kvm = open_kvm();
+    EXPECT_EQ(call(kvm.get(), KVM_GET_API_VERSION), 12);
+    EXPECT_EQ(call(kvm.get(), KVM_GET_API_VERSION, 1), -EINVAL);
+    EXPECT_EQ(call(kvm.get(), KVM_CREATE_VM, 0x1234), -EINVAL);
+    EXPECT_EQ(call(kvm.get(), KVM_GET_VCPU_MMAP_SIZE), 12288);
+    EXPECT_EQ(call(kvm.get(), KVM_GET_VCPU_MMAP_SIZE, 1), -EINVAL);
+    EXPECT_EQ(call(kvm.get(), KVM_CHECK_EXTENSION, 9999), 0);
+    EXPECT_EQ(call(kvm.get(), KVM_CHECK_EXTENSION, ~0UL), 0);
+    EXPECT_EQ(call(kvm.get(), KVM_CHECK_EXTENSION, KVM_CAP_COALESCED_MMIO), 2);
+}
+
+TEST(SystemErrno, UnknownOnesAreInvalidOnTheSystemAndOnVcpusAndNoTtyOnVms)
+{
+    const Guest guest;
+    constexpr unsigned long unknown = 0xaefe;
+    constexpr unsigned long of_a_terminal = 0x5401;
+    EXPECT_EQ(call(guest.system(), unknown), -EINVAL);
+    EXPECT_EQ(call(guest.system(), of_a_terminal), -EINVAL);
+    EXPECT_EQ(call(guest.system(), KVM_RUN), -EINVAL);
+    EXPECT_EQ(call(guest.vm(), unknown), -ENOTTY);
+    EXPECT_EQ(call(guest.vm(), of_a_terminal), -ENOTTY);
+    EXPECT_EQ(call(guest.vm(), KVM_RUN), -ENOTTY);
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_VM), -ENOTTY);
+    EXPECT_EQ(call(guest.vcpu(), unknown), -EINVAL);
+    EXPECT_EQ(call(guest.vcpu(), of_a_terminal), -EINVAL);
+    EXPECT_EQ(call(guest.vcpu(), KVM_CREATE_VM), -EINVAL);
+}
+
+TEST(SystemErrno, ShortListsOfMsrsTellTheLength)
+{
+    const Descriptor kvm = open_kvm();
+    std::array<std::uint32_t, 600> list{};
+    EXPECT_EQ(call(kvm.get(), request::get_msr_index_list, list.data()), -E2BIG);
+    EXPECT_GT(list[0], 20U);
+    EXPECT_EQ(call(kvm.get(), request::get_msr_index_list, list.data()), 0);
+    EXPECT_EQ(call(kvm.get(), request::get_msr_index_list, 1UL), -EFAULT);
+    list[0] = 0;
+    EXPECT_EQ(call(kvm.get(), request::get_msr_feature_index_list, list.data()), -E2BIG);
+    EXPECT_GT(list[0], 0U);
+}
+
+struct CpuidList {
+    CpuidHead head{};
+    std::array<kvm_cpuid_entry2, 300> entries{};
+};
+
+TEST(SystemErrno, AShortListOfCpuidDoesNotTellTheLength)
+{
+    const Descriptor kvm = open_kvm();
+    CpuidList list;
+    list.head.nent = 3;
+    EXPECT_EQ(call(kvm.get(), request::get_supported_cpuid, &list), -E2BIG);
+    EXPECT_EQ(list.head.nent, 3U);
+    list.head.nent = 300;
+    EXPECT_EQ(call(kvm.get(), request::get_supported_cpuid, &list), 0);
+    EXPECT_GT(list.head.nent, 10U);
+    EXPECT_LT(list.head.nent, 80U) << "kvm-bindings and kvmtool hold no more";
+}
+
+TEST(SystemErrno, EveryMsrOfTheListCanBeReadAndWrittenBack)
+{
+    const Guest guest(Guest::Irqchip::Full);
+    std::array<std::uint32_t, 600> list{};
+    list[0] = 599;
+    ASSERT_EQ(call(guest.system(), request::get_msr_index_list, list.data()), 0);
+    struct {
+        MsrsHead head;
+        kvm_msr_entry entry;
+    } one{};
+    for (std::uint32_t i = 1; i <= list[0]; ++i) {
+        constexpr std::uint32_t mtrr_cap = 0xfe;            // Says how many MTRRs there are.
+        constexpr std::uint32_t arch_capabilities = 0x10a;  // CPUID has not been set.
+        one.head.nmsrs = 1;
+        one.entry.index = list[i];
+        if (list[i] == mtrr_cap || list[i] == arch_capabilities) {
+            continue;
+        }
+        EXPECT_EQ(call(guest.vcpu(), request::get_msrs, &one), 1) << std::hex << list[i];
+        EXPECT_EQ(call(guest.vcpu(), request::set_msrs, &one), 1) << std::hex << list[i];
+    }
+}
+
+TEST(VmErrno, Slots)
+{
+    const Descriptor kvm = open_kvm();
+    const Descriptor vm{call(kvm.get(), KVM_CREATE_VM)};
+    const Pages pages{1U << 22U};
+    const auto set = [&](std::uint32_t slot, std::uint32_t flags, std::uint64_t gpa,
+                         std::uint64_t size, std::size_t offset = 0) {
+        return set_region(vm.get(), slot, flags, gpa, size, pages.data() + offset);
+    };
+    EXPECT_EQ(set(0, 0, 0, 0x1800), -EINVAL);
+    EXPECT_EQ(set(0, 0, 0x10, 0x1000), -EINVAL);
+    EXPECT_EQ(set(0, 0, 0, 0x1000, 8), -EINVAL);
+    EXPECT_EQ(set(0, 0x80, 0, 0x1000), -EINVAL);
+    EXPECT_EQ(set(40000, 0, 0, 0x1000), -EINVAL);
+    EXPECT_EQ(set(5U << 16U, 0, 0, 0x1000), -EINVAL);
+    EXPECT_EQ(set(0, 0, ~0xfffUL, 0x2000), -EINVAL);
+    EXPECT_EQ(set(3, 0, 0, 0), -EINVAL);
+    EXPECT_EQ(set_region(vm.get(), 0, 0, 0, 0x1000, reinterpret_cast<void*>(0xffff'8000'0000'0000)),
+              -EINVAL);
+    EXPECT_EQ(set(0, 0, 0, 0x10'0000), 0);
+    EXPECT_EQ(set(1, 0, 0x8'0000, 0x10'0000), -EEXIST);
+    EXPECT_EQ(set(1, 0, 0x10'0000, 0x10'0000), 0);
+    EXPECT_EQ(set(0, 0, 0, 0x8'0000), -EINVAL);
+    EXPECT_EQ(set(0, 0, 0, 0x10'0000, 0x1000), -EINVAL);
+    EXPECT_EQ(set(0, KVM_MEM_READONLY, 0, 0x10'0000), -EINVAL);
+    EXPECT_EQ(set(0, 0, 0, 0x10'0000), 0);
+    EXPECT_EQ(set(0, KVM_MEM_LOG_DIRTY_PAGES, 0, 0x10'0000), 0);
+    EXPECT_EQ(set(1, 0, 0x40'0000, 0x10'0000), 0);
+    EXPECT_EQ(set(1, 0, 0x1000, 0x10'0000), -EEXIST);
+    EXPECT_EQ(set(1, 0, 0, 0), 0);
+
+    std::array<std::uint64_t, 4> bitmap{};
+    kvm_dirty_log log{};
+    log.dirty_bitmap = bitmap.data();
+    EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), 0);
+    log.slot = 9;
+    EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -ENOENT);
+    log.slot = 40000;
+    EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -EINVAL);
+    log.slot = 0;
+    log.dirty_bitmap = reinterpret_cast<void*>(8);
+    EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -EFAULT);
+    log.dirty_bitmap = bitmap.data();
+    EXPECT_EQ(set(0, 0, 0, 0x10'0000), 0);
+    EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -ENOENT);
+}
+
+TEST(VmErrno, WithoutAnIrqchip)
+{
+    const Descriptor kvm = open_kvm();
+    const Descriptor vm{call(kvm.get(), KVM_CREATE_VM)};
+    kvm_irq_level line{};
+    line.irq = 4;
+    EXPECT_EQ(call(vm.get(), KVM_IRQ_LINE, &line), -ENXIO);
+    EXPECT_EQ(call(vm.get(), KVM_IRQ_LINE_STATUS, &line), -ENXIO);
+    kvm_msi message{};
+    message.address_lo = 0xfee0'0000;
+    EXPECT_EQ(call(vm.get(), KVM_SIGNAL_MSI, &message), -EINVAL);
+    kvm_irqchip chip{};
+    EXPECT_EQ(call(vm.get(), KVM_GET_IRQCHIP, &chip), -ENXIO);
+    const UniqueFd event{::eventfd(0, 0)};
+    kvm_irqfd irqfd{};
+    irqfd.fd = static_cast<__u32>(event.get());
+    irqfd.gsi = 5;
+    EXPECT_EQ(call(vm.get(), KVM_IRQFD, &irqfd), -EINVAL);
+    kvm_pit_state2 pit{};
+    EXPECT_EQ(call(vm.get(), KVM_GET_PIT2, &pit), -ENXIO);
+    RoutingHead routing;
+    EXPECT_EQ(call(vm.get(), request::set_gsi_routing, &routing), -EINVAL);
+    kvm_pit_config config{};
+    EXPECT_EQ(call(vm.get(), KVM_CREATE_PIT2, &config), -ENOENT);
+}
+
+TEST(VmErrno, WithAnIrqchip)
+{
+    const Descriptor kvm = open_kvm();
+    const Descriptor vm{call(kvm.get(), KVM_CREATE_VM)};
+    kvm_pit_config config{};
+    EXPECT_EQ(call(vm.get(), KVM_CREATE_IRQCHIP), 0);
+    EXPECT_EQ(call(vm.get(), KVM_CREATE_IRQCHIP), -EEXIST);
+    EXPECT_EQ(call(vm.get(), KVM_CREATE_PIT2, &config), 0);
+    EXPECT_EQ(call(vm.get(), KVM_CREATE_PIT2, &config), -EEXIST);
+    kvm_irqchip chip{};
+    chip.chip_id = 7;
+    EXPECT_EQ(call(vm.get(), KVM_GET_IRQCHIP, &chip), -EINVAL);
+
+    const UniqueFd event{::eventfd(0, 0)};
+    kvm_irqfd irqfd{};
+    irqfd.fd = static_cast<__u32>(event.get());
+    irqfd.gsi = 5;
+    EXPECT_EQ(call(vm.get(), KVM_IRQFD, &irqfd), 0);
+    EXPECT_EQ(call(vm.get(), KVM_IRQFD, &irqfd), -EBUSY);
+    irqfd.flags = KVM_IRQFD_FLAG_DEASSIGN;
+    EXPECT_EQ(call(vm.get(), KVM_IRQFD, &irqfd), 0);
+    EXPECT_EQ(call(vm.get(), KVM_IRQFD, &irqfd), 0);
+    irqfd.flags = 0x80;
+    EXPECT_EQ(call(vm.get(), KVM_IRQFD, &irqfd), -EINVAL);
+    irqfd.flags = 0;
+    irqfd.fd = 9999;
+    EXPECT_EQ(call(vm.get(), KVM_IRQFD, &irqfd), -EBADF);
+
+    struct {
+        RoutingHead head;
+        kvm_irq_routing_entry entry;
+    } routing{};
+    routing.head.nr = 1;
+    routing.entry.type = 99;
+    EXPECT_EQ(call(vm.get(), request::set_gsi_routing, &routing), -EINVAL);
+    routing.head.nr = 5000;
+    EXPECT_EQ(call(vm.get(), request::set_gsi_routing, &routing), -EINVAL);
+    routing.head = {0, 1};
+    EXPECT_EQ(call(vm.get(), request::set_gsi_routing, &routing), -EINVAL);
+    routing.head = {0, 0};
+    EXPECT_EQ(call(vm.get(), request::set_gsi_routing, &routing), 0);
+}
+
+TEST(VmErrno, Ioeventfds)
+{
+    const Descriptor kvm = open_kvm();
+    const Descriptor vm{call(kvm.get(), KVM_CREATE_VM)};
+    const UniqueFd event{::eventfd(0, 0)};
+    kvm_ioeventfd wanted{};
+    wanted.addr = 0x510;
+    wanted.len = 2;
+    wanted.fd = event.get();
+    wanted.flags = KVM_IOEVENTFD_FLAG_PIO;
+    EXPECT_EQ(call(vm.get(), KVM_IOEVENTFD, &wanted), 0);
+    EXPECT_EQ(call(vm.get(), KVM_IOEVENTFD, &wanted), -EEXIST);
+    wanted.flags |= KVM_IOEVENTFD_FLAG_DEASSIGN;
+    EXPECT_EQ(call(vm.get(), KVM_IOEVENTFD, &wanted), 0);
+    EXPECT_EQ(call(vm.get(), KVM_IOEVENTFD, &wanted), -ENOENT);
+    wanted.flags = 0;
+    wanted.len = 3;
+    EXPECT_EQ(call(vm.get(), KVM_IOEVENTFD, &wanted), -EINVAL);
+    wanted.len = 4;
+    wanted.flags = 0x100;
+    EXPECT_EQ(call(vm.get(), KVM_IOEVENTFD, &wanted), -EINVAL);
+    wanted.flags = 0;
+    wanted.addr = ~1UL;
+    EXPECT_EQ(call(vm.get(), KVM_IOEVENTFD, &wanted), -EINVAL);
+}
+
+TEST(VmErrno, CapabilitiesAddressesAndVcpus)
+{
+    Guest guest(Guest::Irqchip::Full);
+    kvm_enable_cap enable{};
+    enable.cap = 9999;
+    EXPECT_EQ(call(guest.vm(), KVM_ENABLE_CAP, &enable), -EINVAL);
+    kvm_create_device device{};
+    device.type = 99;
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), -ENODEV);
+    EXPECT_EQ(call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), 1);
+    EXPECT_EQ(call(guest.vm(), KVM_SET_TSS_ADDR, 0xfffb'd000), 0);
+    EXPECT_EQ(call(guest.vm(), KVM_SET_TSS_ADDR, 0xffff'e000), -EINVAL);
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_VCPU, 0), -EEXIST);
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_VCPU, 5000), -EINVAL);
+    EXPECT_EQ(call(guest.vm(), KVM_SET_BOOT_CPU_ID, 1), -EBUSY);
+    const __u64 address = 0xfffb'c000;
+    EXPECT_EQ(call(guest.vm(), KVM_SET_IDENTITY_MAP_ADDR, &address), -EINVAL);
+    const Descriptor other{call(guest.system(), KVM_CREATE_VM)};
+    EXPECT_EQ(call(other.get(), KVM_SET_IDENTITY_MAP_ADDR, &address), 0);
+    const Descriptor vcpu{call(other.get(), KVM_CREATE_VCPU)};
+    EXPECT_EQ(call(other.get(), KVM_CREATE_IRQCHIP), -EINVAL);
+}
+
+TEST(VcpuErrno, StateOfReset)
+{
+    const Descriptor kvm = open_kvm();
+    const Descriptor vm{call(kvm.get(), KVM_CREATE_VM)};
+    const Descriptor vcpu{call(vm.get(), KVM_CREATE_VCPU)};
+    kvm_regs regs{};
+    kvm_sregs sregs{};
+    ASSERT_EQ(call(vcpu.get(), KVM_GET_REGS, &regs), 0);
+    ASSERT_EQ(call(vcpu.get(), KVM_GET_SREGS, &sregs), 0);
+    EXPECT_EQ(regs.rip, 0xfff0U);
+    EXPECT_EQ(regs.rflags, 2U);
+    EXPECT_EQ(regs.rdx, 0x600U);
+    EXPECT_EQ(sregs.cs.selector, 0xf000U);
+    EXPECT_EQ(sregs.cs.base, 0xffff'0000U);
+    EXPECT_EQ(sregs.cs.type, 0xbU);
+    EXPECT_EQ(sregs.cr0, 0x6000'0010U);
+    EXPECT_EQ(sregs.apic_base, 0xfee0'0900U);
+    EXPECT_EQ(sregs.ldt.type, 2U);
+    EXPECT_EQ(sregs.tr.type, 0xbU);
+    kvm_debugregs debug{};
+    ASSERT_EQ(call(vcpu.get(), KVM_GET_DEBUGREGS, &debug), 0);
+    EXPECT_EQ(debug.dr6, 0xffff'0ff0U);
+    EXPECT_EQ(debug.dr7, 0x400U);
+}
+
+TEST(VcpuErrno, SpecialRegisters)
+{
+    const Guest guest;
+    kvm_sregs good{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_SREGS, &good), 0);
+    const auto set = [&](auto change) {
+        kvm_sregs sregs = good;
+        change(sregs);
+        return call(guest.vcpu(), KVM_SET_SREGS, &sregs);
+    };
+    EXPECT_EQ(set([](kvm_sregs& s) { s.cr0 = 0x8000'0000; }), -EINVAL);
+    EXPECT_EQ(set([](kvm_sregs& s) { s.efer = 0x500; }), -EINVAL);
+    EXPECT_EQ(set([](kvm_sregs& s) { s.cs.l = 1; }), -EINVAL);
+    EXPECT_EQ(set([](kvm_sregs& s) { s.cr4 |= 1UL << 30U; }), -EINVAL);
+    EXPECT_EQ(set([](kvm_sregs& s) {
+                  s.cr0 = 0x8000'0001;
+                  s.efer = 0x500;
+              }),
+              -EINVAL);
+    EXPECT_EQ(set([](kvm_sregs& s) { s.apic_base = 1; }), -EINVAL);
+    EXPECT_EQ(set([](kvm_sregs& s) { s.interrupt_bitmap[0] = 6; }), 0);
+    kvm_sregs got{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_SREGS, &got), 0);
+    EXPECT_EQ(got.interrupt_bitmap[0], 2U) << "of several the first";
+}
+
+TEST(VcpuErrno, InterruptsAndState)
+{
+    const Guest guest(Guest::Irqchip::Full);
+    EXPECT_EQ(call(guest.vcpu(), KVM_RUN, 1), -EINVAL);
+    EXPECT_EQ(call(guest.vcpu(), KVM_GET_REGS, 1UL), -EFAULT);
+    kvm_mp_state state{};
+    EXPECT_EQ(call(guest.vcpu(), KVM_GET_MP_STATE, &state), 0);
+    EXPECT_EQ(state.mp_state, KVM_MP_STATE_RUNNABLE);
+    state.mp_state = 77;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_MP_STATE, &state), -EINVAL);
+    kvm_interrupt interrupt{300};
+    EXPECT_EQ(call(guest.vcpu(), KVM_INTERRUPT, &interrupt), -EINVAL);
+    interrupt.irq = 32;
+    EXPECT_EQ(call(guest.vcpu(), KVM_INTERRUPT, &interrupt), -ENXIO);
+    EXPECT_EQ(call(guest.vcpu(), KVM_NMI), 0);
+    EXPECT_EQ(call(guest.vcpu(), KVM_SMI), -ENOTTY);
+    EXPECT_EQ(call(guest.vcpu(), KVM_KVMCLOCK_CTRL), -EINVAL);
+    EXPECT_GT(call(guest.vcpu(), KVM_GET_TSC_KHZ), 1000);
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_TSC_KHZ, 0UL), 0);
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_TSC_KHZ, 1UL), -EINVAL);
+    kvm_translation translation{};
+    translation.linear_address = 0x1234;
+    EXPECT_EQ(call(guest.vcpu(), KVM_TRANSLATE, &translation), 0);
+    EXPECT_EQ(translation.physical_address, 0x1234U);
+    EXPECT_EQ(translation.valid, 1U);
+}
+
+TEST(VcpuErrno, WithoutAnIrqchip)
+{
+    const Guest guest;
+    kvm_lapic_state lapic{};
+    EXPECT_EQ(call(guest.vcpu(), KVM_GET_LAPIC, &lapic), -EINVAL);
+    kvm_mp_state state{KVM_MP_STATE_HALTED};
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_MP_STATE, &state), -EINVAL);
+    kvm_vapic_addr address{};
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VAPIC_ADDR, &address), -EINVAL);
+    kvm_interrupt interrupt{0x20};
+    EXPECT_EQ(call(guest.vcpu(), KVM_INTERRUPT, &interrupt), 0);
+    kvm_vcpu_events events{};
+    EXPECT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
+    EXPECT_EQ(events.interrupt.injected, 1U);
+    EXPECT_EQ(events.interrupt.nr, 0x20U);
+}
+
+TEST(VcpuErrno, MsrsStopAtTheFirstThatThereIsNot)
+{
+    const Guest guest;
+    struct {
+        MsrsHead head;
+        std::array<kvm_msr_entry, 300> entries;
+    } msrs{};
+    msrs.head.nmsrs = 3;
+    msrs.entries[0].index = 0x10;
+    msrs.entries[1].index = 0xdead'beef;
+    msrs.entries[2].index = 0x174;
+    EXPECT_EQ(call(guest.vcpu(), request::get_msrs, &msrs), 1);
+    EXPECT_EQ(call(guest.vcpu(), request::set_msrs, &msrs), 1);
+    msrs.head.nmsrs = 256;
+    EXPECT_EQ(call(guest.vcpu(), request::get_msrs, &msrs), -E2BIG);
+    msrs.head.nmsrs = 1;
+    msrs.entries[0] = {0xc000'0080, 0, ~0ULL};
+    EXPECT_EQ(call(guest.vcpu(), request::set_msrs, &msrs), 0);
+}
+
+TEST(VcpuErrno, Cpuid)
+{
+    const Guest guest;
+    guest.code({0xf4});
+    CpuidList list;
+    list.head.nent = 300;
+    ASSERT_EQ(call(guest.system(), request::get_supported_cpuid, &list), 0);
+    const std::uint32_t count = list.head.nent;
+    EXPECT_EQ(call(guest.vcpu(), request::set_cpuid2, &list), 0);
+    list.head.nent = 300;
+    EXPECT_EQ(call(guest.vcpu(), request::set_cpuid2, &list), -E2BIG);
+    list.head.nent = 1;
+    EXPECT_EQ(call(guest.vcpu(), request::get_cpuid2, &list), -E2BIG);
+    EXPECT_EQ(list.head.nent, 1U);
+    list.head.nent = count;
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(call(guest.vcpu(), request::set_cpuid2, &list), 0) << "the same is fine";
+    list.entries[1].ecx ^= 1U << 12U;
+    EXPECT_EQ(call(guest.vcpu(), request::set_cpuid2, &list), -EINVAL) << "the guest has run";
+}
+
+TEST(VcpuErrno, DebugXcrEventsAndMask)
+{
+    const Guest guest;
+    kvm_debugregs debug{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_DEBUGREGS, &debug), 0);
+    debug.flags = 1;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_DEBUGREGS, &debug), -EINVAL);
+    debug.flags = 0;
+    debug.dr7 = 1UL << 40U;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_DEBUGREGS, &debug), -EINVAL);
+    kvm_xcrs xcrs{};
+    xcrs.nr_xcrs = 1;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_XCRS, &xcrs), -EINVAL);
+    xcrs.xcrs[0].value = 1;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_XCRS, &xcrs), 0);
+    kvm_vcpu_events events{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
+    EXPECT_EQ(events.flags, 0xdU);
+    events.flags = 0x1000;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), -EINVAL);
+    events.flags = KVM_VCPUEVENT_VALID_PAYLOAD;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), -EINVAL);
+    events.flags = 0;
+    events.exception.injected = 1;
+    events.exception.nr = 40;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), -EINVAL);
+    std::array<std::uint32_t, 3> mask{4, 0, 0};
+    EXPECT_EQ(call(guest.vcpu(), request::set_signal_mask, mask.data()), -EINVAL);
+    mask[0] = 8;
+    EXPECT_EQ(call(guest.vcpu(), request::set_signal_mask, mask.data()), 0);
+    EXPECT_EQ(call(guest.vcpu(), request::set_signal_mask, 0UL), 0);
+}
+
+}  // namespace
+}  // namespace vmm::shim::test

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// KVM_RUN as clients know it.
+
+#include <cerrno>
+#include <vector>
+
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+
+#include "client.hpp"
+#include "vmm/bus/coalesced.hpp"
+#include "vmm/unique_fd.hpp"
+
+namespace vmm::shim::test {
+namespace {
+
+TEST(KvmRun, ImmediateExitSettlesAnIn)
+{
+    const Guest guest;
+    guest.code({0xe4, 0x10, 0xe6, 0x11, 0xf4});  // in $0x10, %al; out %al, $0x11; hlt
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_IO));
+    EXPECT_EQ(guest.run().io.direction, KVM_EXIT_IO_IN);
+    EXPECT_EQ(guest.run().io.port, 0x10U);
+    EXPECT_EQ(guest.run().io.size, 1U);
+    EXPECT_EQ(guest.run().io.count, 1U);
+    EXPECT_EQ(guest.run().io.data_offset, 4096U);
+    *guest.port_data() = std::byte{0x5a};
+    guest.run().immediate_exit = 1;
+    EXPECT_EQ(guest.enter(), -EINTR);
+    EXPECT_EQ(guest.run().immediate_exit, 1U) << "it is the client's";
+    EXPECT_EQ(guest.regs().rip, Guest::code_at + 2);
+    EXPECT_EQ(guest.regs().rax, 0x5aU);
+    guest.run().immediate_exit = 0;
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().io.direction, KVM_EXIT_IO_OUT);
+    EXPECT_EQ(*guest.port_data(), std::byte{0x5a});
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
+}
+
+TEST(KvmRun, MmioGoesBothWays)
+{
+    const Guest guest;
+    // mov $0x3000, %ax; mov %ax, %ds; mov %al, 0; mov 1, %al; hlt
+    guest.code({0xb8, 0x00, 0x30, 0x8e, 0xd8, 0xa2, 0, 0, 0xa0, 1, 0, 0xf4});
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_MMIO));
+    EXPECT_EQ(guest.run().mmio.phys_addr, 0x30000U);
+    EXPECT_EQ(guest.run().mmio.is_write, 1U);
+    EXPECT_EQ(guest.run().mmio.len, 1U);
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().mmio.phys_addr, 0x30001U);
+    EXPECT_EQ(guest.run().mmio.is_write, 0U);
+    guest.run().mmio.data[0] = 0x77;
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
+    EXPECT_EQ(guest.regs().rax, 0x3077U);
+}
+
+TEST(KvmRun, AReadOnlySlotIsReadAndItsWritesLeave)
+{
+    const Guest guest;
+    const Pages rom{0x1000};
+    rom.place(0, {0x42});
+    ASSERT_EQ(set_region(guest.vm(), 1, KVM_MEM_READONLY, 0x20000, 0x1000, rom.data()), 0);
+    // mov $0x2000, %ax; mov %ax, %ds; mov 0, %al; mov %al, 1; hlt
+    guest.code({0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xa0, 0, 0, 0xa2, 1, 0, 0xf4});
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_MMIO));
+    EXPECT_EQ(guest.run().mmio.phys_addr, 0x20001U);
+    EXPECT_EQ(guest.run().mmio.data[0], 0x42U);
+    EXPECT_EQ(rom.data()[1], std::byte{0});
+}
+
+TEST(KvmRun, ATripleFaultIsAShutdown)
+{
+    const Guest guest;
+    guest.code({0x0f, 0x0b});
+    kvm_sregs sregs{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_SREGS, &sregs), 0);
+    sregs.idt.limit = 0;
+    ASSERT_EQ(call(guest.vcpu(), KVM_SET_SREGS, &sregs), 0);
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_SHUTDOWN));
+}
+
+TEST(KvmRun, AnInterruptWaitsForItsWindow)
+{
+    const Guest guest;
+    guest.code({0x90, 0xfb, 0x90, 0x90, 0xf4});          // nop; sti; nop; nop; hlt
+    guest.memory().place(0x20 * 4, {0x00, 0x20, 0, 0});  // Vector 0x20 leads to 0:2000.
+    guest.memory().place(0x2000, {0xe6, 0x33, 0xf4});    // out %al, $0x33; hlt
+    guest.run().request_interrupt_window = 1;
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_IRQ_WINDOW_OPEN));
+    EXPECT_EQ(guest.run().if_flag, 1U);
+    EXPECT_EQ(guest.run().ready_for_interrupt_injection, 1U);
+    guest.run().request_interrupt_window = 0;
+    const kvm_interrupt interrupt{0x20};
+    ASSERT_EQ(call(guest.vcpu(), KVM_INTERRUPT, &interrupt), 0);
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_IO));
+    EXPECT_EQ(guest.run().io.port, 0x33U);
+}
+
+TEST(KvmRun, RegistersTravelInTheRunArea)
+{
+    const Guest guest;
+    guest.code({0x40, 0xf4});  // inc %ax; hlt
+    guest.run().kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().s.regs.regs.rax, 1U);
+    EXPECT_EQ(guest.run().s.regs.sregs.cs.base, 0U);
+    guest.run().s.regs.regs.rax = 41;
+    guest.run().s.regs.regs.rip = Guest::code_at;
+    guest.run().kvm_dirty_regs = KVM_SYNC_X86_REGS;
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().s.regs.regs.rax, 42U);
+    EXPECT_EQ(guest.run().kvm_dirty_regs, 0U);
+    guest.run().kvm_valid_regs = 1UL << 40U;
+    EXPECT_EQ(guest.enter(), -EINVAL);
+}
+
+TEST(KvmRun, AnIoeventfdIsSignalledWithoutAnExit)
+{
+    const Guest guest;
+    guest.code({0xe6, 0x55, 0xf4});  // out %al, $0x55; hlt
+    const UniqueFd event{::eventfd(0, EFD_NONBLOCK)};
+    kvm_ioeventfd wanted{};
+    wanted.addr = 0x55;
+    wanted.len = 1;
+    wanted.fd = event.get();
+    wanted.flags = KVM_IOEVENTFD_FLAG_PIO;
+    ASSERT_EQ(call(guest.vm(), KVM_IOEVENTFD, &wanted), 0);
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
+    eventfd_t count = 0;
+    EXPECT_EQ(::eventfd_read(event.get(), &count), 0);
+    EXPECT_EQ(count, 1U);
+}
+
+TEST(KvmRun, WritesToCoalescedZonesAreInTheRing)
+{
+    const Guest guest;
+    const kvm_coalesced_mmio_zone zone{0x30000, 0x1000, {0}};
+    ASSERT_EQ(call(guest.vm(), KVM_REGISTER_COALESCED_MMIO, &zone), 0);
+    // mov $0x3000, %ax; mov %ax, %ds; mov %al, 4; hlt
+    guest.code({0xb8, 0x21, 0x30, 0x8e, 0xd8, 0xa2, 4, 0, 0xf4});
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
+    auto* const page = reinterpret_cast<bus::CoalescedPage*>(guest.port_data() + 4096);
+    const auto write = bus::CoalescedRing{*page}.pop();
+    ASSERT_TRUE(write);
+    EXPECT_EQ(write->phys_addr, 0x30214U);
+    EXPECT_EQ(write->data[0], std::byte{0x21});
+}
+
+TEST(KvmRun, AnIrqfdWakesAHaltedGuest)
+{
+    const Guest guest(Guest::Irqchip::Full);
+    // The PIC: vectors from 0x20, IRQ 4 unmasked; then sti; hlt
+    guest.code({0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6,
+                0x21, 0xb0, 0x01, 0xe6, 0x21, 0xb0, 0xef, 0xe6, 0x21, 0xfb, 0xf4});
+    guest.memory().place(0x24 * 4, {0x00, 0x20, 0, 0});
+    guest.memory().place(0x2000, {0xe6, 0x33});  // out %al, $0x33
+    kvm_lapic_state lapic{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_LAPIC, &lapic), 0);
+    const UniqueFd event{::eventfd(0, EFD_NONBLOCK)};
+    kvm_irqfd wanted{};
+    wanted.fd = static_cast<__u32>(event.get());
+    wanted.gsi = 4;
+    ASSERT_EQ(call(guest.vm(), KVM_IRQFD, &wanted), 0);
+    // Before the run: the event loop raises the line whenever it comes to it.
+    ASSERT_EQ(::eventfd_write(event.get(), 1), 0);
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_IO));
+    EXPECT_EQ(guest.run().io.port, 0x33U);
+}
+
+TEST(KvmRun, AGuestThatMeetsAPageOfNobodyIsEfault)
+{
+    const Guest guest;
+    auto* const page = static_cast<std::byte*>(
+        ::mmap(nullptr, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ASSERT_EQ(set_region(guest.vm(), 1, 0, 0x20000, 0x1000, page), 0);
+    ASSERT_EQ(::munmap(page, 0x1000), 0);
+    // mov $0x2000, %ax; mov %ax, %ds; mov 0, %al; jmp .
+    guest.code({0xb8, 0x00, 0x20, 0x8e, 0xd8, 0xa0, 0, 0, 0xeb, 0xfe});
+    EXPECT_EQ(guest.enter(), -EFAULT);
+    unsigned char resident = 0;
+    EXPECT_EQ(::mincore(page, 0x1000, &resident), -1) << "nothing is left there";
+}
+
+TEST(KvmRun, TheVmLivesAsLongAsItsVcpu)
+{
+    Guest guest;
+    guest.code({0xf4});
+    guest.vm_descriptor().reset();
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
+}
+
+TEST(Fork, AChildHasNoUseOfItsParentsVms)
+{
+    const Guest guest;
+    const pid_t child = ::fork();
+    if (child == 0) {
+        kvm_regs regs{};
+        const bool refused = call(guest.vm(), KVM_CHECK_EXTENSION, 3) == -EIO &&
+                             call(guest.vcpu(), KVM_GET_REGS, &regs) == -EIO &&
+                             call(guest.vcpu(), KVM_RUN) == -EIO;
+        ::_exit(refused ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    kvm_regs regs{};
+    EXPECT_EQ(call(guest.vcpu(), KVM_GET_REGS, &regs), 0);
+}
+
+TEST(Descriptors, ADuplicateKeepsTheFileOpen)
+{
+    const Descriptor kvm = open_kvm();
+    Descriptor vm{call(kvm.get(), KVM_CREATE_VM)};
+    const int copy = ::dup(vm.get());
+    FileTable::instance().duplicate(vm.get(), copy);
+    const Descriptor second{copy};
+    vm.reset();
+    EXPECT_EQ(call(second.get(), KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), 1);
+    EXPECT_EQ(FileTable::instance().find(second.get())->link_name(), "anon_inode:kvm-vm");
+}
+
+}  // namespace
+}  // namespace vmm::shim::test
