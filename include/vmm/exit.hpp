@@ -71,6 +71,16 @@ struct Interrupted {};
 /// An external interrupt can be injected now (`Vcpu::request_irq_window`).
 struct IrqWindow {};
 
+/// What a debugger asked for came about (`Vcpu::set_guest_debug`, KVM_EXIT_DEBUG).
+struct Debug {
+    std::uint8_t exception;  ///< 1: a step or a breakpoint of DR7.  3: INT3.
+    /// Linear address of the next instruction, or of the one that a breakpoint stands on.
+    Gva pc;
+    /// With exception 1: what came about, as DR6 tells it.  The guest's DR6 stays as it was.
+    std::uint64_t dr6;
+    std::uint64_t dr7;  ///< With exception 1: the DR7 in force.
+};
+
 /// The engine cannot execute the instruction at RIP, e.g. code in no memory slot.  RIP stands at
 /// it; running again meets it again.
 struct InternalError {
@@ -106,6 +116,7 @@ public:
                                 Shutdown,
                                 Interrupted,
                                 IrqWindow,
+                                Debug,
                                 InternalError,
                                 EntryFailure,
                                 Difference>;

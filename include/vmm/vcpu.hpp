@@ -109,6 +109,11 @@ public:
     /// KVM_SET_DEBUGREGS.  @return EINVAL if the upper half of DR6 or DR7 is not zero.
     Result<void> set_debug_regs(const x86::DebugRegs& regs);
 
+    /// KVM_SET_GUEST_DEBUG: what leaves with `Debug` from now on, instead of what was set before.
+    ///
+    /// @return EINVAL for a DR7 that does not fit in 32 bits.
+    Result<void> set_guest_debug(const x86::GuestDebug& debug);
+
     [[nodiscard]] x86::MpState mp_state() const noexcept;
     /// KVM_SET_MP_STATE.  @return EINVAL for other than `Runnable` without an irqchip.
     Result<void> set_mp_state(x86::MpState state);

@@ -203,6 +203,11 @@ Result<void> Vcpu::set_debug_regs(const x86::DebugRegs& regs)
     return success;
 }
 
+Result<void> Vcpu::set_guest_debug(const x86::GuestDebug& debug)
+{
+    return core_->set_guest_debug(debug);
+}
+
 x86::MpState Vcpu::mp_state() const noexcept
 {
     return core_->mp_state();

@@ -222,6 +222,9 @@ bool VcpuCore::has_wake_event() noexcept
     const x86::CpuState& cpu = state(StateGroup::Registers);
     const bool takes_interrupts = (cpu.rflags & rflags_if) != 0U;
     const bool nmi = nmi_pending_.load(std::memory_order_relaxed) != 0U && !cpu.nmi_blocked;
+    if (block_events_) {
+        return init_pending_.load() || cpu.pending_debug != 0U || cpu.inject.has_value();
+    }
     return nmi || init_pending_.load() || cpu.pending_debug != 0U || cpu.inject.has_value() ||
            (takes_interrupts &&
             (user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt())));
@@ -271,7 +274,10 @@ void VcpuCore::choose_event() noexcept
 {
     x86::CpuState& cpu = state(StateGroup::Registers);
     cpu.nmi_window_requested = false;
-    cpu.irq_window_requested = user_irq_window_;
+    cpu.irq_window_requested = user_irq_window_ && !block_events_;
+    if (block_events_) {
+        return;
+    }
     if (cpu.inject.has_value() || cpu.pending_debug != 0U || io_pending_) {
         // They come first, and so does the rest of an instruction; what else is pending waits for
         // the next window.
@@ -342,6 +348,8 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
         mp_state_ = x86::MpState::Halted;
         return std::nullopt;
     case EngineExit::Reason::Shutdown: return Shutdown{};
+    case EngineExit::Reason::Debug:
+        return Debug{exit.debug.exception, Gva{exit.debug.pc}, exit.debug.dr6, exit.debug.dr7};
     case EngineExit::Reason::InternalError:
         return InternalError{{exit.instruction.data(), exit.instruction_size}};
     case EngineExit::Reason::Difference: return Difference{exit.report};

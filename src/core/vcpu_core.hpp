@@ -61,6 +61,7 @@ public:
     Result<void> set_msr(std::uint32_t index, std::uint64_t value);
     [[nodiscard]] x86::VcpuEvents events() noexcept;
     Result<void> set_events(const x86::VcpuEvents& events);
+    Result<void> set_guest_debug(const x86::GuestDebug& debug);
     [[nodiscard]] x86::MpState mp_state() noexcept;
     Result<void> set_mp_state(x86::MpState state);
     [[nodiscard]] x86::irqchip::LocalApic* lapic() noexcept { return lapic_.get(); }
@@ -145,6 +146,7 @@ private:
     Unanswered<Port> unanswered_port_;
     Unanswered<Gpa> unanswered_mmio_;
     bool io_pending_{};       // The last exit was an access that the next entry completes.
+    bool block_events_{};     // A debugger wants no interrupt.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.
     bool shutdown_{};         // A machine check that nothing can handle: the next run ends so.
     std::optional<std::uint8_t> user_interrupt_;  // KVM_INTERRUPT, waiting.

@@ -377,6 +377,19 @@ x86::MpState VcpuCore::mp_state() noexcept
     return mp_state_;
 }
 
+Result<void> VcpuCore::set_guest_debug(const x86::GuestDebug& debug)
+{
+    if (debug.hardware_breakpoints && (debug.dr7 >> 32U) != 0U) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_guest_debug: DR7 = {:#x}: bits 63:32 are reserved (SDM Vol. "
+                                 "3B \"Debug Registers\")",
+                                 debug.dr7)};
+    }
+    VMM_TRY_VOID(engine_->set_guest_debug(debug));
+    block_events_ = debug.block_interrupts;
+    return success;
+}
+
 Result<void> VcpuCore::set_mp_state(x86::MpState wanted)
 {
     if (static_cast<std::uint32_t>(wanted) > 4U) {

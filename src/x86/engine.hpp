@@ -138,6 +138,7 @@ struct EngineExit {
         MsrWrite,
         IrqWindow,
         NmiWindow,
+        Debug,          ///< `debug` says what; RIP stands at `debug.pc`.
         InternalError,  ///< The engine met an instruction that it knows no way to run.
         EntryFailure,   ///< The host refused to run the state; `hardware_reason` says why.
         Difference,     ///< Two engines in lockstep differ; `report` says in what.
@@ -155,6 +156,12 @@ struct EngineExit {
     std::array<std::uint8_t, 15> instruction{};  ///< InternalError: the bytes at RIP.
     std::uint8_t instruction_size{};
     std::uint64_t hardware_reason{};  ///< EntryFailure.
+    struct {
+        std::uint64_t pc{};  ///< Linear.
+        std::uint64_t dr6{};
+        std::uint64_t dr7{};
+        std::uint8_t exception{};
+    } debug{};
     std::string_view report{};        ///< Difference.
 };
 
@@ -211,6 +218,9 @@ public:
     /// What the guest sees from now on.  On error, which says what the engine cannot offer,
     /// nothing has changed.
     [[nodiscard]] virtual Result<void> set_cpuid(Cpuid cpuid) = 0;
+
+    /// What leaves with `Debug` from now on.  `block_interrupts` is the core's affair.
+    [[nodiscard]] virtual Result<void> set_guest_debug(const GuestDebug& debug) = 0;
 
     /// MSRs that the engine keeps itself, outside of `CpuState` and of the core's: speculation
     /// control where the host's CPU executes the guest.  False: this is none of them, or the value

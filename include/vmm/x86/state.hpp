@@ -132,6 +132,29 @@ struct DebugRegs {
     friend bool operator==(const DebugRegs&, const DebugRegs&) = default;
 };
 
+/// What a debugger outside of the guest wants of a vCPU (kvm_guest_debug).
+struct GuestDebug {
+    /// Leaves with `Debug` after each instruction.  The guest sees no TF of it.
+    bool single_step{};
+    /// INT3 leaves with `Debug`, RIP at it, instead of raising #BP in the guest.
+    bool software_breakpoints{};
+    /// `db` and `dr7` are in force instead of the guest's DR0 to DR3 and DR7, which it still reads
+    /// and writes, without effect.
+    bool hardware_breakpoints{};
+    /// No interrupt and no NMI is delivered: for a step that is to go through the code at hand.
+    bool block_interrupts{};
+    std::array<std::uint64_t, 4> db{};  ///< Linear addresses; see SDM Vol. 3B "Debug Registers".
+    std::uint64_t dr7{};
+
+    /// Whether debug exceptions (#DB) leave with `Debug`, the guest's own too.
+    [[nodiscard]] bool takes_debug_exceptions() const noexcept
+    {
+        return single_step || hardware_breakpoints;
+    }
+
+    friend bool operator==(const GuestDebug&, const GuestDebug&) = default;
+};
+
 /// What a multiprocessor start-up left a vCPU in (KVM_GET_MP_STATE).
 enum class MpState : std::uint32_t {
     Runnable = 0,

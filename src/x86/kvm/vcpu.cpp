@@ -108,7 +108,8 @@ bool KvmVcpu::complete_pending() noexcept
 
 KvmVcpu::Next KvmVcpu::run_once(bool immediate) noexcept
 {
-    if (!store()) {
+    // KVM steps from the RIP that it had when it was asked to.
+    if (!store() || (debugger_.single_step && !store_guest_debug())) {
         return fail_entry(static_cast<std::uint64_t>(errno));
     }
     const std::uint64_t cr8 = host_.read_cr8();
@@ -157,6 +158,7 @@ KvmVcpu::Next KvmVcpu::handle_exit() noexcept
     case KVM_EXIT_IRQ_WINDOW_OPEN: return leave(EngineExit::Reason::IrqWindow);
     // The guest lowered CR8: an interrupt may have become deliverable.
     case KVM_EXIT_SET_TPR: return leave(EngineExit::Reason::Interrupted);
+    case KVM_EXIT_DEBUG: return handle_debug();
     case KVM_EXIT_SHUTDOWN: return leave(EngineExit::Reason::Shutdown);
     case KVM_EXIT_INTERNAL_ERROR: return handle_internal_error();
     case KVM_EXIT_FAIL_ENTRY: return fail_entry(run_->fail_entry.hardware_entry_failure_reason);
@@ -246,6 +248,42 @@ KvmVcpu::Next KvmVcpu::handle_msr() noexcept
         state_changed(StateGroup::Segments);
     }
     return Next::Run;
+}
+
+Result<void> KvmVcpu::set_guest_debug(const GuestDebug& debug)
+{
+    const GuestDebug before = std::exchange(debugger_, debug);
+    if (store() && store_guest_debug()) {
+        return success;
+    }
+    const Error failure = Error::from_errno("KVM_SET_GUEST_DEBUG");
+    debugger_ = before;
+    return failure;
+}
+
+bool KvmVcpu::store_guest_debug() noexcept
+{
+    kvm_guest_debug wanted{};
+    wanted.control = debugger_.single_step ? KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP : 0U;
+    if (debugger_.software_breakpoints) {
+        wanted.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
+    }
+    if (debugger_.hardware_breakpoints) {
+        wanted.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+        std::copy(debugger_.db.begin(), debugger_.db.end(), std::begin(wanted.arch.debugreg));
+        wanted.arch.debugreg[7] = debugger_.dr7;
+    }
+    return ::ioctl(fd_.get(), KVM_SET_GUEST_DEBUG, &wanted) == 0;
+}
+
+KvmVcpu::Next KvmVcpu::handle_debug() noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::Debug));
+    exit_.debug.exception = static_cast<std::uint8_t>(run_->debug.arch.exception);
+    exit_.debug.pc = run_->debug.arch.pc;
+    exit_.debug.dr6 = run_->debug.arch.dr6;
+    exit_.debug.dr7 = run_->debug.arch.dr7;
+    return Next::Leave;
 }
 
 KvmVcpu::Next KvmVcpu::handle_internal_error() noexcept

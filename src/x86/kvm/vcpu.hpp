@@ -50,6 +50,7 @@ public:
     CpuState& state(StateGroup current) noexcept override;
     void state_changed(StateGroup changed) noexcept override;
     Result<void> set_cpuid(Cpuid cpuid) override;
+    Result<void> set_guest_debug(const GuestDebug& debug) override;
     bool has_msr(std::uint32_t index) const noexcept override;
     bool read_msr(std::uint32_t index, std::uint64_t& value) noexcept override;
     bool write_msr(std::uint32_t index, std::uint64_t value) noexcept override;
@@ -86,6 +87,8 @@ private:
     Next handle_mmio() noexcept;
     Next handle_msr() noexcept;
     Next handle_internal_error() noexcept;
+    Next handle_debug() noexcept;
+    [[nodiscard]] bool store_guest_debug() noexcept;
     Next leave(EngineExit::Reason reason) noexcept;
     Next fail_entry(std::uint64_t reason) noexcept;
     void answer_msr(MsrResult result) noexcept;
@@ -103,6 +106,7 @@ private:
     bool kvm_has_nmi_{};                    ///< KVM was given the NMI that the core has waiting.
     bool completes_{};                      ///< The next KVM_RUN completes an access first.
     bool exit_left_{};  ///< `complete_pending()` has met an exit for the next `enter()`.
+    GuestDebug debugger_{};
     std::optional<std::uint64_t> tsc_offset_;  ///< What KVM adds to the host's TSC.
 };
 

@@ -220,6 +220,12 @@ public:
         return set;
     }
     // What speculation control there is differs by engine: a guest in lockstep is offered none.
+    Result<void> set_guest_debug(const GuestDebug& debug) override
+    {
+        VMM_TRY_VOID(leader_->set_guest_debug(debug));
+        return follower_->set_guest_debug(debug);
+    }
+
     bool has_msr(std::uint32_t /*index*/) const noexcept override { return false; }
     bool read_msr(std::uint32_t /*index*/, std::uint64_t& /*value*/) noexcept override
     {

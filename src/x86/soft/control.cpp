@@ -250,7 +250,7 @@ void complete_instruction(Cpu& cpu, std::uint8_t length)
     cpu.rflags &= ~Rflags::RF.mask;
     cpu.sti_shadow = false;
     cpu.mov_ss_shadow = false;
-    if ((cpu.rflags & Rflags::TF.mask) != 0) {
+    if ((cpu.rflags & Rflags::TF.mask) != 0 || cpu.debugger.single_step) {
         cpu.pending_debug |= dr6_bs;
     }
 }

@@ -72,10 +72,13 @@ void Cpu::mode_changed() noexcept
     bool flush = paging != paging_key;
     paging_key = paging;
 
-    data_breakpoints = watches_data(dr7);
-    const std::array<std::uint64_t, 5> breakpoints =
-        data_breakpoints ? std::array<std::uint64_t, 5>{dr[0], dr[1], dr[2], dr[3], dr7}
-                         : std::array<std::uint64_t, 5>{};
+    const std::uint64_t control = breakpoint_control();
+    data_breakpoints = watches_data(control);
+    std::array<std::uint64_t, 5> breakpoints{};
+    if (data_breakpoints) {
+        const auto& at = breakpoint_addresses();
+        breakpoints = {at[0], at[1], at[2], at[3], control};
+    }
     flush = flush || breakpoints != breakpoint_key;
     breakpoint_key = breakpoints;
     if (flush) {

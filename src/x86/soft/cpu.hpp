@@ -220,8 +220,20 @@ struct Cpu : CpuState {
     /// Set: alignment checks apply (CPL 3, CR0.AM, EFLAGS.AC).  Fast paths are off: TLBs are
     /// neither filled nor used.
     bool alignment_check{};
-    /// Set: DR7 has data breakpoints; pages they touch are kept out of the TLBs.
+    /// Set: there are data breakpoints; pages they touch are kept out of the TLBs.
     bool data_breakpoints{};
+
+    /// What a debugger outside of the guest wants.
+    GuestDebug debugger{};
+    /// The breakpoints in force: the debugger's, or else the guest's.
+    [[nodiscard]] const std::array<std::uint64_t, 4>& breakpoint_addresses() const noexcept
+    {
+        return debugger.hardware_breakpoints ? debugger.db : dr;
+    }
+    [[nodiscard]] std::uint64_t breakpoint_control() const noexcept
+    {
+        return debugger.hardware_breakpoints ? debugger.dr7 : dr7;
+    }
 
     FetchTlb fetch_tlb{};
     MmioTlb mmio_tlb{};

@@ -40,13 +40,13 @@ bool overlaps(std::uint64_t address, std::uint64_t size, std::uint64_t first, st
 std::uint64_t instruction_breakpoint(const Cpu& cpu, std::uint64_t linear) noexcept
 {
     constexpr std::uint64_t enables = 0xff;
-    if ((cpu.dr7 & enables) == 0U || Rflags{cpu.rflags}.get(Rflags::RF) || cpu.mov_ss_shadow) {
+    if ((cpu.breakpoint_control() & enables) == 0U || Rflags{cpu.rflags}.get(Rflags::RF) || cpu.mov_ss_shadow) {
         return 0;
     }
     std::uint64_t hits = 0;
     for (unsigned number = 0; number < 4; ++number) {
-        const Breakpoint each = breakpoint(cpu.dr7, number);
-        if (each.enabled && each.watch == Watch::Execute && cpu.dr[number] == linear) {
+        const Breakpoint each = breakpoint(cpu.breakpoint_control(), number);
+        if (each.enabled && each.watch == Watch::Execute && cpu.breakpoint_addresses()[number] == linear) {
             hits |= std::uint64_t{1} << number;
         }
     }
@@ -56,10 +56,10 @@ std::uint64_t instruction_breakpoint(const Cpu& cpu, std::uint64_t linear) noexc
 void note_data_access(Cpu& cpu, std::uint64_t linear, std::size_t size, bool write) noexcept
 {
     for (unsigned number = 0; number < 4; ++number) {
-        const Breakpoint each = breakpoint(cpu.dr7, number);
+        const Breakpoint each = breakpoint(cpu.breakpoint_control(), number);
         const bool is_watched =
             each.watch == Watch::Access || (each.watch == Watch::Write && write);
-        if (each.enabled && is_watched && overlaps(cpu.dr[number], each.size, linear, size)) {
+        if (each.enabled && is_watched && overlaps(cpu.breakpoint_addresses()[number], each.size, linear, size)) {
             cpu.pending_debug |= std::uint64_t{1} << number;
         }
     }
@@ -71,9 +71,9 @@ void note_port_access(Cpu& cpu, std::uint16_t port, unsigned size) noexcept
         return;
     }
     for (unsigned number = 0; number < 4; ++number) {
-        const Breakpoint each = breakpoint(cpu.dr7, number);
+        const Breakpoint each = breakpoint(cpu.breakpoint_control(), number);
         if (each.enabled && each.watch == Watch::Port &&
-            overlaps(cpu.dr[number], each.size, port, size)) {
+            overlaps(cpu.breakpoint_addresses()[number], each.size, port, size)) {
             cpu.pending_debug |= std::uint64_t{1} << number;
         }
     }
@@ -82,7 +82,7 @@ void note_port_access(Cpu& cpu, std::uint16_t port, unsigned size) noexcept
 bool must_single_step(const Cpu& cpu) noexcept
 {
     constexpr std::uint64_t enables = 0xff;
-    return Rflags{cpu.rflags}.get(Rflags::TF) || (cpu.dr7 & enables) != 0U;
+    return Rflags{cpu.rflags}.get(Rflags::TF) || cpu.debugger.single_step || (cpu.breakpoint_control() & enables) != 0U;
 }
 
 }  // namespace vmm::x86::soft

@@ -48,6 +48,13 @@ public:
         return success;
     }
 
+    Result<void> set_guest_debug(const GuestDebug& debug) override
+    {
+        cpu_.debugger = debug;
+        cpu_.state_changed();
+        return success;
+    }
+
     bool has_msr(std::uint32_t /*index*/) const noexcept override { return false; }
     bool read_msr(std::uint32_t /*index*/, std::uint64_t& /*value*/) noexcept override
     {

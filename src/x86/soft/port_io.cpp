@@ -29,7 +29,7 @@ std::uint16_t port_of(Cpu& cpu, const Op& op) noexcept
 void check_access(Cpu& cpu, std::uint16_t port, unsigned size)
 {
     check_io_permission(cpu, port, size);
-    if ((cpu.dr7 & 0xffU) != 0) {
+    if ((cpu.breakpoint_control() & 0xffU) != 0) {
         note_port_access(cpu, port, size);
     }
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "x86/soft/block.hpp"
 #include "x86/soft/descriptor.hpp"
@@ -107,8 +108,23 @@ bool RunLoop::deliver_or_exit(const Deliver& deliver_it)
     return false;
 }
 
+/// A debug exception that a debugger takes; the guest sees nothing of it.
+void RunLoop::leave_for_debugger(std::uint64_t dr6_bits) noexcept
+{
+    exit_with(EngineExit::Reason::Debug);
+    cpu_.exit.debug.exception = static_cast<std::uint8_t>(Vector::DB);
+    cpu_.exit.debug.pc = code_linear(cpu_);
+    cpu_.exit.debug.dr6 = Dr6::reset | dr6_bits;
+    cpu_.exit.debug.dr7 = cpu_.breakpoint_control();
+    cpu_.exit_pending = true;
+}
+
 bool RunLoop::deliver_debug_trap()
 {
+    if (cpu_.debugger.takes_debug_exceptions()) {
+        leave_for_debugger(std::exchange(cpu_.pending_debug, 0));
+        return false;
+    }
     Event trap{};
     trap.kind = EventKind::HardwareException;
     trap.vector = static_cast<std::uint8_t>(Vector::DB);
@@ -179,6 +195,10 @@ void RunLoop::fault(const Fault& raised, bool restore_rip)
     cpu_.exit_pending = false;
     cpu_.sti_shadow = false;
     cpu_.mov_ss_shadow = false;
+    if (raised.vector == Vector::DB && cpu_.debugger.takes_debug_exceptions()) {
+        leave_for_debugger(raised.payload);
+        return;
+    }
     static_cast<void>(deliver_or_exit([&] { return deliver_fault(cpu_, raised); }));
 }
 
@@ -188,7 +208,7 @@ void RunLoop::execute(Block& block)
     had_sti_shadow_ = cpu_.sti_shadow;
     had_mov_ss_shadow_ = cpu_.mov_ss_shadow;
     had_resume_ = (cpu_.rflags & flag_rf) != 0;
-    stepping_ = (cpu_.rflags & flag_tf) != 0;
+    stepping_ = (cpu_.rflags & flag_tf) != 0 || cpu_.debugger.single_step;
     cpu_.no_step_trap = false;
     cpu_.sti_shadow = false;
     cpu_.mov_ss_shadow = false;
@@ -203,8 +223,9 @@ void RunLoop::execute(Block& block)
         op = op->handler(cpu_, op);
     } while (op != nullptr);
     executing_ = false;
-    // A read that waits for the caller: the instruction is not complete.
+    // A read that waits for the caller, a breakpoint: the instruction is not complete.
     const bool waits = cpu_.exit_pending && (cpu_.port_io.waiting || cpu_.mmio.waiting ||
+                                             cpu_.exit.reason == EngineExit::Reason::Debug ||
                                              cpu_.exit.reason == EngineExit::Reason::MsrRead ||
                                              cpu_.exit.reason == EngineExit::Reason::MsrWrite);
     if (waits) {
@@ -220,7 +241,7 @@ void RunLoop::execute(Block& block)
 bool RunLoop::step(bool single)
 {
     try {
-        if ((cpu_.dr7 & 0xffU) != 0) [[unlikely]] {
+        if ((cpu_.breakpoint_control() & 0xffU) != 0) [[unlikely]] {
             if (const std::uint64_t hits = instruction_breakpoint(cpu_, code_linear(cpu_))) {
                 cpu_.rflags |= flag_rf;  // So that the instruction can be restarted.
                 throw Fault{Vector::DB, false, 0, hits};

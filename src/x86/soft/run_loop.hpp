@@ -40,6 +40,7 @@ private:
     [[nodiscard]] bool deliver_or_exit(const Deliver& deliver_it);
     [[nodiscard]] bool deliver_pending();
     [[nodiscard]] bool deliver_debug_trap();
+    void leave_for_debugger(std::uint64_t dr6_bits) noexcept;
     [[nodiscard]] bool step(bool single);
     void execute(Block& block);
     void fault(const Fault& raised, bool restore_rip);
@@ -51,7 +52,7 @@ private:
     std::uint64_t pending_rip_{};  ///< Of the instruction that waits for the caller.
     bool msr_pending_{};
     bool executing_{};
-    bool stepping_{};  ///< TF was set before the instruction.
+    bool stepping_{};  ///< TF was set before the instruction, or a debugger steps.
     bool had_sti_shadow_{};
     bool had_mov_ss_shadow_{};
     bool had_resume_{};  ///< RF was set before the instruction.

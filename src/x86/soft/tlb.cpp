@@ -56,7 +56,7 @@ void mapping_changed(Cpu& cpu) noexcept
 /// Whether a data breakpoint may lie in the page: accesses to it must be seen one by one.
 bool is_watched(const Cpu& cpu, std::uint64_t linear) noexcept
 {
-    for (const std::uint64_t address : cpu.dr) {
+    for (const std::uint64_t address : cpu.breakpoint_addresses()) {
         // A breakpoint is aligned to its size, so it lies in one page; those that are disabled or
         // misaligned cost speed only.
         if ((address ^ linear) >> 12U == 0) {

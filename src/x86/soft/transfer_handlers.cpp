@@ -119,6 +119,16 @@ const Op* int_n(Cpu& cpu, const Op* op)
 
 const Op* int3(Cpu& cpu, const Op* op)
 {
+    if (cpu.debugger.software_breakpoints) {
+        cpu.rip = cpu.instruction_rip();
+        cpu.exit = EngineExit{};
+        cpu.exit.reason = EngineExit::Reason::Debug;
+        cpu.exit.debug.exception = static_cast<std::uint8_t>(Vector::BP);
+        cpu.exit.debug.pc =
+            cpu.code_64() ? cpu.rip : (cpu.seg[Cs].base + cpu.rip) & 0xffff'ffffU;
+        cpu.exit_pending = true;
+        return nullptr;
+    }
     return software_event(cpu, op, EventKind::SoftwareException,
                           static_cast<std::uint8_t>(Vector::BP));
 }
