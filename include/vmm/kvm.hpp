@@ -75,6 +75,7 @@ enum class Capability : std::uint32_t {
     SyncMmu = 16,
     DestroyMemoryRegionWorks = 21,
     UserNmi = 22,
+    SetGuestDebug = 23,
     ReinjectControl = 24,
     IrqRouting = 25,
     IrqInjectStatus = 26,
@@ -107,6 +108,7 @@ enum class Capability : std::uint32_t {
     GetMsrFeatures = 153,
     CoalescedPio = 162,
     ManualDirtyLogProtect2 = 168,
+    SetGuestDebug2 = 195,  ///< The bits of KVM_GUESTDBG_* that are known.
 };
 
 struct KvmOptions {

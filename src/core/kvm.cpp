@@ -107,6 +107,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::Clocksource:
     case Capability::NopIoDelay:
     case Capability::SyncMmu:
+    case Capability::SetGuestDebug:
     case Capability::ReinjectControl:
     case Capability::Irqfd:
     case Capability::SetBootCpuId:
@@ -122,6 +123,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::CoalescedPio:
     case Capability::ManualDirtyLogProtect2: return 1;
     case Capability::Mce: return static_cast<int>(x86::max_mce_banks);
+    case Capability::SetGuestDebug2: return 0x1f'0003;  // Steps, breakpoints, injection, blocking.
     case Capability::AdjustClock: return 0xe;  // KVM_CLOCK_TSC_STABLE, _REALTIME, _HOST_TSC.
     case Capability::MultiAddressSpace: return 2;
     case Capability::IrqRouting: return 4096;

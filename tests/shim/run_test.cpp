@@ -41,6 +41,34 @@ TEST(KvmRun, ImmediateExitSettlesAnIn)
     EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
 }
 
+TEST(KvmRun, ADebuggerStepsAndBreaks)
+{
+    const Guest guest;
+    guest.code({0xb0, 0x05, 0xcc, 0x90, 0xf4});  // mov $5, %al; int3; nop; hlt
+    kvm_guest_debug debug{};
+    debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP;
+    ASSERT_EQ(call(guest.vcpu(), KVM_SET_GUEST_DEBUG, &debug), 0);
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_DEBUG));
+    EXPECT_EQ(guest.run().debug.arch.exception, 1U);
+    EXPECT_EQ(guest.run().debug.arch.pc, Guest::code_at + 2);
+    EXPECT_EQ(guest.run().debug.arch.dr6, 0xffff'4ff0U);
+    ASSERT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().debug.arch.exception, 3U);
+    EXPECT_EQ(guest.run().debug.arch.pc, Guest::code_at + 2);
+    // The breakpoint is the guest's own: its debugger hands it on, and a second one must wait.
+    debug.control = KVM_GUESTDBG_INJECT_BP;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_GUEST_DEBUG, &debug), 0);
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_GUEST_DEBUG, &debug), -EBUSY);
+    kvm_vcpu_events events{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
+    EXPECT_EQ(events.exception.nr, 3U);
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_GUEST_DEBUG, 8UL), -EFAULT);
+    debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+    debug.arch.debugreg[7] = std::uint64_t{1} << 32U;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_GUEST_DEBUG, &debug), -EINVAL);
+}
+
 TEST(KvmRun, MmioGoesBothWays)
 {
     const Guest guest;

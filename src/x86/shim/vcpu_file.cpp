@@ -58,7 +58,7 @@ long VcpuFile::ioctl(unsigned request, unsigned long argument) noexcept
         *new Table<VcpuFile>{"a vCPU",
                              EINVAL,
                              {vcpu_register_rows(), vcpu_fpu_rows(), vcpu_cpuid_rows(),
-                              vcpu_event_rows(), vcpu_apic_rows(), vcpu_misc_rows()}};
+                              vcpu_event_rows(), vcpu_apic_rows(), vcpu_misc_rows(), vcpu_debug_rows()}};
     if (!is_of_this_process()) {
         return -EIO;
     }

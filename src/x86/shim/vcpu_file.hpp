@@ -86,5 +86,6 @@ private:
 [[nodiscard]] std::span<const Row<VcpuFile>> vcpu_event_rows() noexcept;
 [[nodiscard]] std::span<const Row<VcpuFile>> vcpu_apic_rows() noexcept;
 [[nodiscard]] std::span<const Row<VcpuFile>> vcpu_misc_rows() noexcept;
+[[nodiscard]] std::span<const Row<VcpuFile>> vcpu_debug_rows() noexcept;
 
 }  // namespace vmm::shim

@@ -136,6 +136,15 @@ long VcpuFile::show(kvm_run& area, const Exit& exit)
                        area.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
                        return 0L;
                    },
+                   [&](const Debug& e) {
+                       area.exit_reason = KVM_EXIT_DEBUG;
+                       area.debug.arch = {};
+                       area.debug.arch.exception = e.exception;
+                       area.debug.arch.pc = e.pc.value();
+                       area.debug.arch.dr6 = e.dr6;
+                       area.debug.arch.dr7 = e.dr7;
+                       return 0L;
+                   },
                    [&](const InternalError& e) {
                        show_emulation_error(area, e.instruction);
                        return 0L;
