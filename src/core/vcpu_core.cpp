@@ -511,9 +511,10 @@ bool VcpuCore::access_tsc_msr(std::uint32_t index,
         return true;
     case x86::msr::tsc_adjust:
         if (write) {
-            const std::uint64_t change = value - tsc_adjust_;
-            tsc_adjust_ = value;
-            set_tsc_offset(state(StateGroup::None).tsc_offset + change);
+            const std::uint64_t change = value - std::exchange(tsc_adjust_, value);
+            if (access == x86::MsrAccess::Guest) {
+                set_tsc_offset(state(StateGroup::None).tsc_offset + change);
+            }  // A VMM sets the two apart.
         } else {
             value = tsc_adjust_;
         }

@@ -151,7 +151,9 @@ const char* cpuid_register_name(x86::CpuidRegister reg) noexcept
 Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
 {
     x86::CpuState& cpu = state(StateGroup::Segments);
-    VMM_TRY_VOID(check_sregs(cpu.cpuid, s));
+    // As long as the CPU's model is not chosen, it may become all that there is.
+    const bool has_model = !cpu.cpuid.entries().empty();
+    VMM_TRY_VOID(check_sregs(has_model ? cpu.cpuid : x86::Cpuid{vm_->supported_cpuid()}, s));
     if (lapic_ != nullptr) {
         if (!lapic_->set_apic_base(s.apic_base, x86::irqchip::ApicBaseWriter::Host)) {
             return refused(fmt::format("apic_base = {:#x}: not a state the local APIC can be put "

@@ -318,7 +318,7 @@ bool MsrBank::write(const Cpuid& cpuid,
 
 std::vector<std::uint32_t> msr_feature_list()
 {
-    return {msr::ucode_rev, msr::arch_capabilities, msr::amd_de_cfg};
+    return {msr::ucode_rev, msr::arch_capabilities, msr::perf_capabilities, msr::amd_de_cfg};
 }
 
 bool read_feature_msr(std::uint32_t index, std::uint64_t& value) noexcept
@@ -326,7 +326,8 @@ bool read_feature_msr(std::uint32_t index, std::uint64_t& value) noexcept
     switch (index) {
     case msr::ucode_rev: value = 0x1'0000'0000; return true;
     case msr::arch_capabilities: value = arch_capabilities_value; return true;
-    case msr::amd_de_cfg: value = 2; return true;  // LFENCE is dispatch-serialising.
+    case msr::perf_capabilities: value = 0; return true;  // There are no counters.
+    case msr::amd_de_cfg: value = 2; return true;         // LFENCE is dispatch-serialising.
     default: return false;
     }
 }
@@ -338,7 +339,6 @@ std::vector<std::uint32_t> msr_index_list()
                                     msr::kvm_system_time_old,
                                     msr::apic_base,
                                     msr::tsc_adjust,
-                                    msr::mtrr_cap,
                                     msr::arch_capabilities,
                                     msr::sysenter_cs,
                                     msr::sysenter_esp,

@@ -48,6 +48,7 @@ inline constexpr std::uint32_t mtrr_fix4k_c0 = 0x268;
 inline constexpr std::uint32_t mtrr_fix4k_f8 = 0x26f;
 inline constexpr std::uint32_t pat = 0x277;
 inline constexpr std::uint32_t mtrr_def_type = 0x2ff;
+inline constexpr std::uint32_t perf_capabilities = 0x345;
 inline constexpr std::uint32_t mc0_ctl = 0x400;
 inline constexpr std::uint32_t tsc_deadline = 0x6e0;
 inline constexpr std::uint32_t x2apic_first = 0x800;

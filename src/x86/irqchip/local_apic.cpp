@@ -885,8 +885,8 @@ Result<void> LocalApic::set_state(const LapicState& state)
             }
         }
         reg(Reg::Tpr) &= 0xffU;
-        // Vectors below 16 can be neither requested nor in service.
-        regs_[static_cast<std::size_t>(Reg::Irr) >> 4U] &= 0xffff'0000U;
+        // Vectors below 16 cannot be in service; if requested, they have too little priority ever
+        // to be taken, and KVM keeps them.
         regs_[static_cast<std::size_t>(Reg::Isr) >> 4U] &= 0xffff'0000U;
         write_svr_locked(reg(Reg::Svr));
         for (const Reg lvt : lvt_registers) {

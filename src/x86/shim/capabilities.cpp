@@ -18,6 +18,7 @@ struct AbiCapability {
 };
 
 constexpr AbiCapability abi_capabilities[] = {
+    {KVM_CAP_MMU_SHADOW_CACHE_CONTROL, 1},
     {KVM_CAP_SET_TSS_ADDR, 1},
     {KVM_CAP_COALESCED_MMIO, KVM_COALESCED_MMIO_PAGE_OFFSET},
     {KVM_CAP_SET_IDENTITY_MAP_ADDR, 1},

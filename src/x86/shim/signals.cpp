@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <mutex>
+#include <set>
 #include <utility>
 
 #include <sys/mman.h>
@@ -119,7 +120,29 @@ bool is_always_ours(int signal) noexcept
 
 std::atomic<bool> faults_are_ours{false};
 
+/// All threads in KVM_RUN.
+struct Runs {
+    std::mutex mutex;
+    std::set<const RunScope*> scopes;
+};
+
+Runs& runs()
+{
+    static Runs& all = *new Runs;
+    return all;
+}
+
 }  // namespace
+
+void end_run(pthread_t thread) noexcept
+{
+    const std::lock_guard lock{runs().mutex};
+    for (const RunScope* const scope : runs().scopes) {
+        if (::pthread_equal(scope->thread(), thread) != 0) {
+            scope->end();
+        }
+    }
+}
 
 void set_real_sigaction(SigactionFunction function) noexcept
 {
@@ -189,9 +212,14 @@ int change_action(int signal, const struct sigaction* action, struct sigaction* 
 RunScope::RunScope(Vcpu::Kicker kicker,
                    const HostRanges& ranges,
                    const std::optional<sigset_t>& mask) noexcept
-    : kicker_{std::move(kicker)},
+    : thread_{::pthread_self()},
+      kicker_{std::move(kicker)},
       ranges_{ranges}
 {
+    {
+        const std::lock_guard lock{runs().mutex};
+        runs().scopes.insert(this);
+    }
     current_run = this;
     std::atomic_signal_fence(std::memory_order_seq_cst);
     if (mask) {
@@ -201,6 +229,10 @@ RunScope::RunScope(Vcpu::Kicker kicker,
 
 RunScope::~RunScope()
 {
+    {
+        const std::lock_guard lock{runs().mutex};
+        runs().scopes.erase(this);
+    }
     if (masked_) {
         ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
     }

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <optional>
 
+#include <pthread.h>
 #include <signal.h>
 
 #include "vmm/vcpu.hpp"
@@ -25,6 +26,9 @@ namespace vmm::shim {
 /// Takes SIGSEGV and SIGBUS, which copies from and to the client need (user_memory.hpp).  Once;
 /// what the client has installed for them is kept.
 void own_signals() noexcept;
+
+/// Ends the run of the vCPU that the thread is in, if it is in one.
+void end_run(pthread_t thread) noexcept;
 
 /// sigaction(2) for the client: 0, or -1 and errno.
 int change_action(int signal, const struct sigaction* action, struct sigaction* old) noexcept;
@@ -57,6 +61,10 @@ public:
     /// Whether there were such pages; they are gone again.
     [[nodiscard]] bool take_faults() noexcept;
 
+    /// Any thread.
+    void end() const noexcept { kicker_.kick(); }
+    [[nodiscard]] pthread_t thread() const noexcept { return thread_; }
+
 private:
     static constexpr std::size_t max_faults = 64;
 
@@ -66,6 +74,7 @@ private:
         siginfo_t info{};
     };
 
+    const pthread_t thread_;
     const Vcpu::Kicker kicker_;
     const HostRanges& ranges_;
     bool masked_{};

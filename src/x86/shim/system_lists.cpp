@@ -54,6 +54,22 @@ long get_feature_msrs(SystemFile& file, unsigned long argument)
     });
 }
 
+/// Of the hypervisor's leaves KVM has two; clients that offer more add them.
+void keep_kvms_leaves(std::vector<kvm_cpuid_entry2>& entries)
+{
+    constexpr std::uint32_t first = 0x4000'0000;
+    constexpr std::uint32_t last = 0x4000'0001;
+    constexpr std::uint32_t end = 0x4000'0100;
+    std::erase_if(entries, [](const kvm_cpuid_entry2& leaf) {
+        return leaf.function > last && leaf.function < end;
+    });
+    for (kvm_cpuid_entry2& leaf : entries) {
+        if (leaf.function == first) {
+            leaf.eax = last;
+        }
+    }
+}
+
 long get_supported_cpuid(SystemFile& file, unsigned long argument)
 {
     const UserAddress user{argument};
@@ -61,7 +77,8 @@ long get_supported_cpuid(SystemFile& file, unsigned long argument)
     if (!copy_in(&head, user, sizeof head)) {
         return -EFAULT;
     }
-    const std::vector<kvm_cpuid_entry2> entries = to_kvm(file.kvm().supported_cpuid());
+    std::vector<kvm_cpuid_entry2> entries = to_kvm(file.kvm().supported_cpuid());
+    keep_kvms_leaves(entries);
     if (head.nent < entries.size()) {
         return -E2BIG;
     }

@@ -17,7 +17,8 @@ namespace vmm::shim {
 
 long create_vcpu(VmFile& vm, unsigned long id)
 {
-    if (id > 0xffff'ffffUL) {
+    const std::uint64_t end = vm.vcpu_id_end;
+    if (id > 0xffff'ffffUL || (end != 0 && id >= end)) {
         return -EINVAL;
     }
     auto fd = make_memfd("kvm-vcpu:" + std::to_string(id), run_area_size);

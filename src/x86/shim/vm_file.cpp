@@ -24,6 +24,17 @@ long check_vm_extension(VmFile& file, unsigned long capability)
     return check_extension(file.kvm(), capability);
 }
 
+/// Once, and not above what there can be.
+long limit_vcpu_ids(VmFile& file, __u64 end)
+{
+    const auto most = static_cast<__u64>(file.kvm().check_extension(Capability::MaxVcpuId));
+    if (end == 0 || end > most || file.has_vcpu) {
+        return -EINVAL;
+    }
+    std::uint64_t none = 0;
+    return file.vcpu_id_end.compare_exchange_strong(none, end) || none == end ? 0 : -EINVAL;
+}
+
 long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
 {
     if (wanted.flags != 0) {
@@ -39,6 +50,7 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
             file.x2apic_ids_are_32_bits = true;
         }
         return 0;
+    case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(file, wanted.args[0]);
     case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
         if ((wanted.args[0] & ~__u64{KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}) != 0) {
             return -EINVAL;
@@ -47,6 +59,22 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
         return 0;
     default: return -EINVAL;
     }
+}
+
+/// A bound for the memory of shadow page tables, which engines here do not need.
+long set_nr_mmu_pages(VmFile& file, unsigned long pages)
+{
+    constexpr unsigned long least = 20;
+    if (pages < least) {
+        return -EINVAL;
+    }
+    file.mmu_pages = pages;
+    return 0;
+}
+
+long get_nr_mmu_pages(VmFile& file, unsigned long /*argument*/)
+{
+    return static_cast<long>(file.mmu_pages.load());
 }
 
 /// Where Intel's VMX keeps a task-state segment for real mode; engines here need none.
@@ -111,6 +139,8 @@ constexpr Row<VmFile> rows[] = {
     {KVM_SET_TSS_ADDR, "KVM_SET_TSS_ADDR", set_tss_addr},
     {KVM_SET_IDENTITY_MAP_ADDR, "KVM_SET_IDENTITY_MAP_ADDR", reads<set_identity_map_addr>},
     {KVM_SET_BOOT_CPU_ID, "KVM_SET_BOOT_CPU_ID", set_boot_cpu_id},
+    {KVM_SET_NR_MMU_PAGES, "KVM_SET_NR_MMU_PAGES", set_nr_mmu_pages},
+    {KVM_GET_NR_MMU_PAGES, "KVM_GET_NR_MMU_PAGES", get_nr_mmu_pages},
     {KVM_GET_CLOCK, "KVM_GET_CLOCK", writes<get_clock>},
     {KVM_SET_CLOCK, "KVM_SET_CLOCK", reads<set_clock>},
     {KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE", reads<create_device>},

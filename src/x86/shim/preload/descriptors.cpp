@@ -7,7 +7,7 @@
 #include <memory>
 
 #include <fcntl.h>
-#include <sys/ioctl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -60,18 +60,6 @@ using namespace vmm::shim::preload;
 using vmm::shim::FileTable;
 
 extern "C" {
-
-VMM_HOOK int ioctl(int fd, unsigned long request, ...) noexcept
-{
-    va_list arguments;
-    va_start(arguments, request);
-    const unsigned long argument = va_arg(arguments, unsigned long);
-    va_end(arguments);
-    if (const auto file = FileTable::instance().find(fd)) {
-        return to_libc(file->ioctl(static_cast<unsigned>(request), argument));
-    }
-    return next_ioctl.get()(fd, request, argument);
-}
 
 VMM_HOOK int close(int fd)
 {
@@ -148,3 +136,33 @@ VMM_HOOK void* mmap64(void* at,
 }
 
 }  // extern "C"
+
+/// Not by its own name: the C library's header says that it does not throw, and a thread that is
+/// cancelled while it is in KVM_RUN leaves by unwinding.
+extern "C" VMM_HOOK int hook_of_ioctl(int fd, unsigned long request, ...) asm("ioctl");
+
+int hook_of_ioctl(int fd, unsigned long request, ...)
+{
+    va_list arguments;
+    va_start(arguments, request);
+    const unsigned long argument = va_arg(arguments, unsigned long);
+    va_end(arguments);
+    auto file = FileTable::instance().find(fd);
+    if (file == nullptr) {
+        return next_ioctl.get()(fd, request, argument);
+    }
+    // The library's frames are not to be unwound; the hook of pthread_cancel() ends a KVM_RUN.
+    int state = 0;
+    int type = 0;
+    ::pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+    const long result = file->ioctl(static_cast<unsigned>(request), argument);
+    file.reset();
+    // Not by setcancelstate() itself, which would leave another result than PTHREAD_CANCELED.
+    ::pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
+    ::pthread_setcancelstate(state, nullptr);
+    if (type == PTHREAD_CANCEL_ASYNCHRONOUS) {
+        ::pthread_testcancel();
+        ::pthread_setcanceltype(type, nullptr);
+    }
+    return to_libc(result);
+}

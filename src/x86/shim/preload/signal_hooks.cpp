@@ -3,6 +3,7 @@
 /// @file
 /// Hooks: installing signal handlers.
 
+#include <pthread.h>
 #include <signal.h>
 
 #include "x86/shim/preload/hooks.hpp"
@@ -13,6 +14,8 @@ namespace vmm::shim::preload {
 namespace {
 
 constinit Next<int(int, const struct sigaction*, struct sigaction*)> next_sigaction{"sigaction"};
+
+constinit Next<int(pthread_t)> next_pthread_cancel{"pthread_cancel"};
 
 /// Before the client can install anything: this library's constructors run before the client's.
 [[gnu::constructor]] void tell_real_sigaction()
@@ -49,6 +52,13 @@ extern "C" {
 VMM_HOOK int sigaction(int signal, const struct sigaction* action, struct sigaction* old) noexcept
 {
     return vmm::shim::change_action(signal, action, old);
+}
+
+VMM_HOOK int pthread_cancel(pthread_t thread)
+{
+    const int result = next_pthread_cancel.get()(thread);
+    vmm::shim::end_run(thread);
+    return result;
 }
 
 VMM_HOOK sighandler_t signal(int number, sighandler_t handler) noexcept
