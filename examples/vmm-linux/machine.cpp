@@ -225,6 +225,17 @@ Outcome Machine::run()
     return *outcome_;
 }
 
+void Machine::print_statistics() const
+{
+    for (const vmm::Vcpu& vcpu : vcpus_) {
+        std::string line;
+        for (const vmm::Statistic& each : vcpu.statistics()) {
+            line += fmt::format(" {} {}", each.name, each.value);
+        }
+        fmt::print(stderr, "vmm-linux: vCPU {}:{}\n", vcpu.id(), line);
+    }
+}
+
 void Machine::stop(Outcome outcome)
 {
     {

@@ -58,6 +58,9 @@ public:
 
     [[nodiscard]] vmm::device::Serial& serial() noexcept { return *serial_; }
 
+    /// To standard error, between two runs.
+    void print_statistics() const;
+
 private:
     explicit Machine(vmm::Vm vm) : vm_{std::move(vm)} {}
 

@@ -179,6 +179,9 @@ Result<int> boot(const Options& options)
         console.attach(machine.get());
         const Outcome outcome = machine->run();
         console.attach(nullptr);
+        if (options.statistics) {
+            machine->print_statistics();
+        }
         if (outcome.kind != Outcome::Kind::Reset || !options.reboot || console.saw_panic()) {
             console.close();
             return status_of(outcome, console.saw_panic());

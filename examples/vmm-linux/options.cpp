@@ -12,7 +12,8 @@ namespace vmm_linux {
 
 const char* const usage =
     "usage: vmm-linux --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--cpus N]\n"
-    "                 [--engine auto|soft|kvm|svm|vmx] [--lockstep ENGINE,ENGINE] [--no-reboot]\n"
+    "                 [--engine auto|soft|kvm|svm|vmx] [--lockstep ENGINE,ENGINE] [--statistics]\n"
+    "                 [--no-reboot]\n"
     "\n"
     "Boots a Linux kernel (bzImage, ELF vmlinux or PVH) with its console on this terminal.\n"
     "  --append   kernel command line (default: console=ttyS0)\n"
@@ -21,6 +22,7 @@ const char* const usage =
     "  --engine   vmm-info lists them; soft:interpreter is soft without its translator\n"
     "  --lockstep E,F   the engines E and F run the guest and are compared; the first difference "
     "ends it\n"
+    "  --statistics  says at the end what each virtual CPU has counted\n"
     "  --no-reboot   a guest that resets ends the program, with status 0\n"
     "Ctrl-A x quits, Ctrl-A h lists the other keys.\n"
     "\n"
@@ -182,6 +184,10 @@ Result<Options> parse_options(int argc, char** argv)
         }
         if (argument == "--no-reboot") {
             options.reboot = false;
+            continue;
+        }
+        if (argument == "--statistics") {
+            options.statistics = true;
             continue;
         }
         const std::size_t equals = argument.find('=');

@@ -21,6 +21,7 @@ struct Options {
     vmm::SoftMode soft_mode{vmm::SoftMode::Translator};
     std::optional<vmm::SoftMode> lockstep_soft_mode{};
     bool reboot{true};  ///< A guest that resets boots anew; clear: that ends the program.
+    bool statistics{};  ///< Print what each vCPU has counted.
     bool help{};
 };
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "vmm/address.hpp"
@@ -19,6 +20,12 @@
 #include "vmm/x86/state.hpp"
 
 namespace vmm {
+
+/// One of `Vcpu::statistics()`.
+struct Statistic {
+    std::string_view name{};  ///< Static: never dangles.
+    std::uint64_t value{};
+};
 
 /// A virtual CPU.  Created by `Vm::create_vcpu()`, in the state that RESET leaves (SDM Vol. 3A
 /// "Processor State After Reset").
@@ -124,6 +131,14 @@ public:
 
     /// KVM_TRANSLATE: the guest-physical address of a linear one, or nothing if it is unmapped.
     [[nodiscard]] std::optional<Gpa> translate(Gva linear) const noexcept;
+
+    /// What this vCPU has done since its creation, for people who look where time goes.  Which ones
+    /// there are depends on the engine and may change with each version.  `exits`: returns of
+    /// `run()`.  Engine `soft` has also: `blocks` of guest code decoded, `translations` of them
+    /// into host code, `chains` of one translation to another, `code_resets` for want of memory for
+    /// them, `tlb_fills`, `tlb_flushes`, `page_flushes`, `faults` of the guest, and `run_loops`,
+    /// blocks that were gone on to the slow way.
+    [[nodiscard]] std::vector<Statistic> statistics() const;
 
     // --- Interrupts, where the VM has no irqchip of its own.
 

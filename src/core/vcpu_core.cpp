@@ -175,6 +175,7 @@ Result<Exit> VcpuCore::run() noexcept
         const EngineExit& exit = engine_->enter();
         note_delivered_nmi();
         if (auto reason = handle(exit)) {
+            ++exits_;
             return Exit{*reason, this};
         }
     }

@@ -91,6 +91,10 @@ public:
     std::uint64_t guest_tsc() noexcept override;
     void hypercall(x86::CpuState& state) noexcept override;
 
+    /// For `Vcpu::statistics()`.
+    [[nodiscard]] std::uint64_t exits() const noexcept { return exits_; }
+    [[nodiscard]] auto engine_counters() const { return engine_->counters(); }
+
     // --- x86::irqchip::VcpuSink.  Any thread.
     void kick() noexcept override;
     void deliver_nmi() noexcept override;
@@ -145,6 +149,7 @@ private:
     };
     Unanswered<Port> unanswered_port_;
     Unanswered<Gpa> unanswered_mmio_;
+    std::uint64_t exits_{};
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool block_events_{};     // A debugger wants no interrupt.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.

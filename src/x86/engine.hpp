@@ -15,6 +15,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "vmm/address.hpp"
@@ -245,6 +246,12 @@ public:
     /// Linear to physical, as the current paging mode has it, without side effects on A/D bits.
     /// False where it is not mapped.
     [[nodiscard]] virtual bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept = 0;
+
+    /// What the engine has counted since its creation, by name.  Names have static lifetime.
+    [[nodiscard]] virtual std::vector<std::pair<std::string_view, std::uint64_t>> counters() const
+    {
+        return {};
+    }
 };
 
 /// What the vCPUs of one VM share in an engine.

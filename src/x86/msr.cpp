@@ -16,11 +16,12 @@ constexpr std::uint64_t mc_uncorrected = std::uint64_t{1} << 61U;
 constexpr std::uint64_t all_ones = ~std::uint64_t{0};
 
 /// RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO,
-/// SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO: a software CPU does not
-/// speculate, and a guest that knows leaves its mitigations out.
+/// SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO: a software CPU does
+/// not speculate, and a guest that knows leaves its mitigations out.
 constexpr std::uint64_t arch_capabilities_value =
     (1U << 0U) | (1U << 1U) | (1U << 3U) | (1U << 4U) | (1U << 5U) | (1U << 6U) | (1U << 8U) |
-    (1U << 13U) | (1U << 14U) | (1U << 15U) | (1U << 20U) | (1U << 24U) | (1U << 26U) | (1U << 27U);
+    (1U << 13U) | (1U << 14U) | (1U << 15U) | (1U << 20U) | (1U << 24U) | (1U << 26U) |
+    (1U << 27U) | (std::uint64_t{1} << 62U);
 
 /// Sign bit 47 fills 63:48.
 bool is_canonical(std::uint64_t address) noexcept

@@ -2,12 +2,15 @@
 
 #include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "core/probe_guest.hpp"
 #include "core/small_vm.hpp"
 #include "vmm/vcpu.hpp"
 
@@ -604,6 +607,36 @@ TEST_P(VcpuTest, TheApicTimerInterruptsAndWakesFromHlt)
     const Exit exit = vcpu.run().value();
     ASSERT_TRUE(exit.is<PortWrite>());
     EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{0x40});
+}
+
+std::uint64_t statistic(const Vcpu& vcpu, std::string_view name)
+{
+    for (const Statistic& each : vcpu.statistics()) {
+        if (each.name == name) {
+            return each.value;
+        }
+    }
+    return 0;
+}
+
+TEST(VcpuStatistics, HotCodeIsTranslatedUnlessTheInterpreterIsAskedFor)
+{
+    if (std::getenv("VMM_SOFT") != nullptr) {
+        GTEST_SKIP() << "VMM_SOFT overrides what this test asks for";
+    }
+    for (const SoftMode mode : {SoftMode::Translator, SoftMode::Interpreter}) {
+        SmallVm small{KvmOptions{.engine = Engine::Soft, .soft_mode = mode}};
+        core::place_probe_guest(small.memory());
+        Vcpu vcpu = small.vcpu();
+        vcpu.set_regs({.rip = core::probe_guest_entry, .rflags = 2});
+        std::uint64_t exits = 1;
+        while (!vcpu.run()->is<Halt>()) {
+            ++exits;
+        }
+        EXPECT_EQ(statistic(vcpu, "exits"), exits);
+        EXPECT_NE(statistic(vcpu, "blocks"), 0U);
+        EXPECT_EQ(statistic(vcpu, "translations") != 0, mode == SoftMode::Translator);
+    }
 }
 
 }  // namespace

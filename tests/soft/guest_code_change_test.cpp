@@ -223,5 +223,112 @@ TEST(GuestCodeChange, LockedCountersAreExact)
     }
 }
 
+/// What a function that moves to another page returns: 1 at first, 2 where it has moved to.
+class MovedFunction : public testing::Test {
+protected:
+    static constexpr std::uint64_t function = 0x60'0000;  ///< In a large page.
+    static constexpr std::uint64_t small_function = 0x5'0000;
+    static constexpr std::uint64_t moved = 0x80'0000;
+    static constexpr std::uint64_t directory = Guest::tables + 0x2000;
+    static constexpr std::uint64_t table = Guest::tables + 0x3000;
+    static constexpr std::uint64_t global = 0x100;
+
+    MovedFunction() { guest.long_mode(); }
+
+    /// 100 calls of the function at RBX, `forget`, a call of it, HLT.
+    void load_caller(std::initializer_list<std::uint8_t> forget)
+    {
+        // mov ecx, 100; l: call rbx; dec ecx; jnz l
+        guest.load(Guest::code, {0xb9, 100, 0, 0, 0, 0xff, 0xd3, 0xff, 0xc9, 0x75, 0xfa});
+        const std::uint64_t rest = Guest::code + 11;
+        guest.load(rest, {0x48, 0x89, 0x16});  // mov [rsi], rdx
+        guest.load(rest + 3, forget);
+        guest.load(rest + 3 + forget.size(), {0xff, 0xd3, 0xf4});
+    }
+    void place(std::uint64_t at, std::uint8_t value)
+    {
+        guest.load(at, {0xb8, value, 0, 0, 0, 0xc3});  // mov eax, value; ret
+    }
+
+    Guest guest;
+};
+
+TEST_F(MovedFunction, IsSeenAfterInvlpg)
+{
+    load_caller({0x0f, 0x01, 0x3b});  // invlpg [rbx]
+    place(small_function, 1);
+    place(small_function + 0x1000, 2);
+    guest.reg(Rbx) = small_function;
+    guest.reg(Rsi) = table + small_function / 4096 * 8;
+    guest.reg(Rdx) = (small_function + 0x1000) | 7;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), 2U);
+}
+
+TEST_F(MovedFunction, IsSeenAfterInvlpgOfAnyAddressInItsLargePage)
+{
+    load_caller({0x0f, 0x01, 0x3f});  // invlpg [rdi]
+    place(function, 1);
+    place(moved, 2);
+    guest.reg(Rbx) = function;
+    guest.reg(Rdi) = function + 0x12'3000;
+    guest.reg(Rsi) = directory + function / 0x20'0000 * 8;
+    guest.reg(Rdx) = moved | 0x87;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), 2U);
+}
+
+TEST_F(MovedFunction, IsSeenAfterAWriteOfCr3UnlessGlobal)
+{
+    for (const bool is_global : {false, true}) {
+        guest.long_mode();
+        load_caller({0x0f, 0x22, 0xd9});  // mov cr3, rcx
+        guest.load(Guest::code, {0xb8, 100, 0, 0, 0, 0xff, 0xd3, 0xff, 0xcd, 0x75, 0xfa});
+        place(function, 1);
+        place(moved, 2);
+        guest.reg(Rbx) = function;
+        guest.reg(Rbp) = 100;
+        guest.reg(Rcx) = Guest::tables;
+        guest.reg(Rsi) = directory + function / 0x20'0000 * 8;
+        guest.reg(Rdx) = moved | 0x87 | (is_global ? global : 0);
+        guest.put<std::uint64_t>(guest.reg(Rsi), function | 0x87 | (is_global ? global : 0));
+        guest.vcpu->state_changed();
+        EXPECT_EQ(guest.run(), Reason::Halt);
+        EXPECT_EQ(guest.reg(Rax), is_global ? 1U : 2U);
+    }
+}
+
+/// The interrupt's handler lies in the page of the jump that it came behind.
+TEST(GuestCodeChange, AJumpDoesNotLeadToTheInterruptThatCameBehindIt)
+{
+    Guest guest;
+    guest.long_mode();
+    constexpr std::uint64_t handler = Guest::code + 0x80;
+    constexpr std::uint64_t vector = 0x30;
+    // mov al, [rbx]; jmp +2; (hlt hlt); inc ecx; hlt
+    guest.load(Guest::code, {0x8a, 0x03, 0xeb, 0x02, 0xf4, 0xf4, 0xff, 0xc1, 0xf4});
+    guest.load(handler, {0xff, 0xc2, 0x48, 0xcf});  // inc edx; iretq
+    guest.put<std::uint64_t>(Guest::idt + vector * 16,
+                             0x8e00'0008'0000U | (handler & 0xffffU) | ((handler >> 16U) << 48U));
+    guest.host.on_mmio_read = [&](std::uint64_t, std::span<std::byte> data) {
+        data[0] = std::byte{};
+        guest.vcpu->request_exit();
+        return true;
+    };
+    guest.reg(Rbx) = Guest::mmio;
+    guest.reg(Rcx) = 0;
+    guest.reg(Rdx) = 0;
+    ASSERT_EQ(guest.run(), Reason::Interrupted);
+    ASSERT_EQ(guest.state().rip, Guest::code + 6);
+    guest.state().inject = Event{EventKind::ExternalInterrupt, vector};
+    ASSERT_EQ(guest.run(), Reason::Halt);
+    for (std::uint64_t i = 2; i < 5; ++i) {
+        guest.state().rip = Guest::code;
+        ASSERT_EQ(guest.run_to_halt(), Reason::Halt);
+        EXPECT_EQ(guest.reg(Rcx), i);
+        EXPECT_EQ(guest.reg(Rdx), 1U);
+    }
+}
+
 }  // namespace
 }  // namespace vmm::x86::soft::test

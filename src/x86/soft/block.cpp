@@ -6,10 +6,13 @@
 #include <cstring>
 #include <new>
 
+#include <emmintrin.h>
+
 #include "x86/soft/build_block.hpp"
 #include "x86/soft/dispatch.hpp"
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
+#include "x86/soft/system.hpp"
 #include "x86/soft/translator.hpp"
 #include "x86/soft/vm.hpp"
 
@@ -19,13 +22,10 @@ namespace {
 
 constexpr std::size_t piece_size = 64;
 constexpr std::size_t max_length = 15;
-constexpr unsigned generation_shift = 57;  // Above any canonical address' own bits.
-constexpr std::uint64_t generation_count = 128;
+/// The mode that a jump table of several is for is in the generation's lower bits.
+constexpr unsigned generation_shift = 16;
 /// A block that has come past a conditional branch ends earlier: what follows may not be executed.
 constexpr std::size_t max_ops_past_branch = 32;
-
-/// What an empty entry of a jump table leads to: the run loop.
-constexpr Op miss_op{.handler = stale_op, .interpret = stale_op};
 
 std::uint64_t piece_bit(std::size_t offset) noexcept
 {
@@ -41,6 +41,14 @@ std::uint64_t pieces(std::size_t from, std::size_t to) noexcept
     return result;
 }
 
+constexpr std::array<unsigned, 4> page_shifts{12, 21, 22, 30};
+
+/// Of the page of the given size that holds `linear`: 12 bits.
+std::size_t page_hash(std::uint64_t linear, unsigned shift) noexcept
+{
+    return (((linear >> shift) + shift) * 0x9e37'79b9'7f4a'7c15U) >> 52U;
+}
+
 VMM_GUEST_RACY void copy_piece(std::byte* to, const std::byte* from) noexcept
 {
     for (std::size_t i = 0; i < piece_size; i += sizeof(std::uint64_t)) {
@@ -50,12 +58,14 @@ VMM_GUEST_RACY void copy_piece(std::byte* to, const std::byte* from) noexcept
 
 VMM_GUEST_RACY bool is_same_piece(const std::byte* known, const std::byte* host) noexcept
 {
-    for (std::size_t i = 0; i < piece_size; i += sizeof(std::uint64_t)) {
-        if (load_host<std::uint64_t>(known + i) != load_host<std::uint64_t>(host + i)) {
-            return false;
-        }
+    __m128i same = _mm_set1_epi8(-1);
+    for (std::size_t i = 0; i < piece_size; i += sizeof same) {
+        // SAFETY: unaligned loads within the piece; guest memory may change meanwhile.
+        same = _mm_and_si128(
+            same, _mm_cmpeq_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(known + i)),
+                                 _mm_loadu_si128(reinterpret_cast<const __m128i*>(host + i))));
     }
-    return true;
+    return _mm_movemask_epi8(same) == 0xffff;
 }
 
 }  // namespace
@@ -86,12 +96,7 @@ struct BlockCache::Mode {
     }
 };
 
-BlockCache::BlockCache()
-    : buckets_(bucket_count),
-      tables_(std::make_unique<std::array<JumpTable, 4>>())
-{
-    drop_tables();
-}
+BlockCache::BlockCache() : buckets_(first_bucket_count), tables_(4 * Chain::table_size) {}
 
 BlockCache::~BlockCache()
 {
@@ -105,23 +110,13 @@ void BlockCache::attach(Cpu& cpu) noexcept
 {
     cpu_ = &cpu;
     vm_ = &cpu.vm;
-    cpu.chain.table = (*tables_)[3].data();
+    cpu.chain.table = table(Empty);
+    cpu.chain.generation = 1;  // That of no entry, and not that of an entry of zeroes.
 }
 
 void BlockCache::drop_tables() noexcept
 {
-    for (JumpTable& table : *tables_) {
-        table.fill(JumpEntry{~std::uint64_t{0}, &miss_op, nullptr});
-    }
-}
-
-void BlockCache::forget_code(const void* code) noexcept
-{
-    for (JumpTable& table : *tables_) {
-        for (JumpEntry& entry : table) {
-            entry.code = code;
-        }
-    }
+    tables_.clear(0, tables_.size());
 }
 
 void BlockCache::translate(Cpu& cpu, Block& block)
@@ -138,34 +133,106 @@ void BlockCache::translate(Cpu& cpu, Block& block)
     }
 }
 
+void BlockCache::renew(Table which) noexcept
+{
+    TableState& state = states_[which];
+    state.has_local = false;
+    state.pages = {};
+    ++state.generation;
+    if (cpu_ != nullptr && cpu_->chain.table == table(which)) {
+        cpu_->chain.generation += std::uint64_t{1} << generation_shift;
+    }
+}
+
 void BlockCache::mapping_changed() noexcept
 {
-    generation_ = (generation_ + 1) % generation_count;
-    if (generation_ == 0) {
-        drop_tables();
+    renew(Supervisor);
+    renew(User);
+    renew(Legacy);
+}
+
+void BlockCache::local_mapping_changed() noexcept
+{
+    for (const Table which : {Supervisor, User, Legacy}) {
+        if (states_[which].has_local) {
+            renew(which);
+        }
     }
-    if (cpu_ != nullptr) {
-        std::uint64_t& salt = cpu_->chain.salt;
-        salt = (salt & ((std::uint64_t{1} << generation_shift) - 1)) |
-               (generation_ << generation_shift);
+}
+
+void BlockCache::mapping_changed(std::uint64_t linear) noexcept
+{
+    for (const Table which : {Supervisor, User, Legacy}) {
+        const auto& pages = states_[which].pages;
+        if (std::any_of(page_shifts.begin(), page_shifts.end(), [&](unsigned shift) {
+                const std::size_t hash = page_hash(linear, shift);
+                return ((pages[hash / 64] >> (hash % 64)) & 1U) != 0;
+            })) {
+            renew(which);
+        }
     }
+}
+
+/// An entry of the table is going to be for `block` at `linear` in `page`.
+void BlockCache::note_entry(Table which,
+                            const Block& block,
+                            std::uint64_t linear,
+                            const CodePage& page) noexcept
+{
+    TableState& state = states_[which];
+    const auto note = [&](std::uint64_t at, unsigned shift) {
+        const std::size_t hash = page_hash(at, shift);
+        state.pages[hash / 64] |= std::uint64_t{1} << (hash % 64);
+    };
+    note(linear, page.page_shift);
+    state.has_local = state.has_local || !page.global;
+    if (block.second_gpa != Block::no_page) {
+        // What is known of the second page is not handed on: whatever it is.
+        state.has_local = true;
+        for (const unsigned shift : page_shifts) {
+            note(linear + page_size, shift);
+        }
+    }
+}
+
+BlockCache::Table BlockCache::table_of(const Mode& mode) noexcept
+{
+    if (mode.context.code_size != CodeSize::Bits64) {
+        return Legacy;
+    }
+    return mode.user ? User : Supervisor;
 }
 
 void BlockCache::select_table(Cpu& cpu, const Mode& mode) noexcept
 {
-    if (mode.context.code_size == CodeSize::Bits64) {
-        cpu.chain.table = (*tables_)[mode.user ? 1 : 0].data();
-        cpu.chain.salt = generation_ << generation_shift;
-        return;
+    const Table which = table_of(mode);
+    if (which == Legacy) {
+        // RIP has 32 bits here: the mode goes above them, and a change of CS.base empties the
+        // table.
+        if (table_base_ != cpu.seg[Cs].base) {
+            table_base_ = cpu.seg[Cs].base;
+            renew(Legacy);
+        }
     }
-    // RIP has 32 bits here: the mode goes above them, and a change of CS.base empties the table.
-    if (table_base_ != cpu.seg[Cs].base) {
-        table_base_ = cpu.seg[Cs].base;
-        mapping_changed();
+    cpu.chain.table = table(which);
+    cpu.chain.generation = states_[which].generation << generation_shift;
+    if (which == Legacy) {
+        cpu.chain.generation |= mode.bits(false) | (mode.user ? 0x100U : 0U);
     }
-    cpu.chain.table = (*tables_)[2].data();
-    cpu.chain.salt = (generation_ << generation_shift) | (mode.bits(false) << 32U) |
-                     (mode.user ? std::uint64_t{1} << 40U : 0U);
+}
+
+const Op* BlockCache::find_known(Cpu& cpu) noexcept
+{
+    // An empty table: the block is executed alone.
+    if (cpu.chain.table == table(Empty) || cpu.code_size != CodeSize::Bits64 ||
+        must_single_step(cpu) || (cpu.rflags & Rflags::RF.mask) != 0 || cpu.inject ||
+        cpu.pending_debug != 0 || cpu.sti_shadow || cpu.mov_ss_shadow || cpu.irq_window_requested ||
+        cpu.nmi_window_requested || cpu.exit_pending) {
+        return nullptr;
+    }
+    select_table(cpu, Mode{cpu});
+    const JumpEntry& entry = jump_entry(cpu, cpu.rip);
+    return is_known_target(cpu, entry, cpu.rip) && may_continue(cpu) ? entry.first : nullptr;
 }
 
 BlockCache::Page* BlockCache::find_page(std::uint64_t gfn) noexcept
@@ -235,10 +302,34 @@ void BlockCache::read_bytes(Page& page,
     }
 }
 
+std::size_t BlockCache::bucket_of(std::uint64_t key) const noexcept
+{
+    return ((key >> 8U) ^ (key >> 20U) ^ (key << 9U)) & (buckets_.size() - 1);
+}
+
+void BlockCache::insert(Block& block)
+{
+    if (++block_count_ > buckets_.size()) {
+        std::vector<Block*> old(buckets_.size() * 4);
+        old.swap(buckets_);
+        for (Block* each : old) {
+            while (each != nullptr) {
+                Block* const rest = each->next_in_bucket;
+                Block*& bucket = buckets_[bucket_of(each->key)];
+                each->next_in_bucket = bucket;
+                bucket = each;
+                each = rest;
+            }
+        }
+    }
+    Block*& bucket = buckets_[bucket_of(block.key)];
+    block.next_in_bucket = bucket;
+    bucket = &block;
+}
+
 Block* BlockCache::search(std::uint64_t key) noexcept
 {
-    const std::size_t bucket = ((key >> 8U) ^ (key >> 20U) ^ (key << 9U)) % bucket_count;
-    for (Block* block = buckets_[bucket]; block != nullptr; block = block->next_in_bucket) {
+    for (Block* block = buckets_[bucket_of(key)]; block != nullptr; block = block->next_in_bucket) {
         if (block->key == key) {
             return block;
         }
@@ -252,47 +343,64 @@ Block* BlockCache::find(Cpu& cpu, bool single)
         attach(cpu);
     }
     const Mode mode{cpu};
+    if (!single && !mode.limited) {
+        select_table(cpu, mode);
+        const JumpEntry& entry = jump_entry(cpu, cpu.rip);
+        if (is_known_target(cpu, entry, cpu.rip) && entry.first->handler != stale_op) {
+            Block& known = Block::of(*entry.first);
+            if (cpu.chain.unlinked != nullptr) {
+                link(cpu, known);
+            }
+            return &known;
+        }
+    }
     const std::uint64_t limit = cpu.seg[Cs].limit;
     if (mode.limited && cpu.rip > limit) {
         raise(Vector::GP, 0);
     }
-    Block* block = find_in_mode(cpu, mode, single);
+    CodePage page{};
+    Block* block = find_in_mode(cpu, mode, single, page);
     if (block == nullptr) {
         return nullptr;
     }
     if (mode.limited && !single && block->size != 0 && cpu.rip + block->size - 1 > limit) {
         single = true;
-        block = find_in_mode(cpu, mode, true);
+        block = find_in_mode(cpu, mode, true, page);
     }
     if (block != nullptr && mode.limited && single && block->size != 0 &&
         cpu.rip + block->size - 1 > limit) {
         raise(Vector::GP, 0);
     }
     if (single || mode.limited || block == nullptr) {
-        cpu.chain.table = (*tables_)[3].data();
+        cpu.chain.table = table(Empty);
         cpu.chain.unlinked = nullptr;
         return block;
     }
     select_table(cpu, mode);
+    note_entry(table_of(mode), *block, code_linear(cpu, mode), page);
     const void* const code = cpu.translator == nullptr ? nullptr : cpu.translator->code_of(*block);
-    jump_entry(cpu, cpu.rip) = JumpEntry{cpu.rip ^ cpu.chain.salt, block->ops(), code};
+    jump_entry(cpu, cpu.rip) = JumpEntry{cpu.rip, block->ops(), code, cpu.chain.generation};
     if (cpu.chain.unlinked != nullptr) {
         link(cpu, *block);
     }
     return block;
 }
 
-Block* BlockCache::find_in_mode(Cpu& cpu, const Mode& mode, bool single)
+std::uint64_t BlockCache::code_linear(const Cpu& cpu, const Mode& mode) noexcept
 {
-    const std::uint64_t linear = mode.context.code_size == CodeSize::Bits64
-                                     ? cpu.rip
-                                     : (cpu.seg[Cs].base + cpu.rip) & 0xffff'ffffU;
+    return mode.context.code_size == CodeSize::Bits64 ? cpu.rip
+                                                      : (cpu.seg[Cs].base + cpu.rip) & 0xffff'ffffU;
+}
+
+Block* BlockCache::find_in_mode(Cpu& cpu, const Mode& mode, bool single, CodePage& fetched)
+{
+    const std::uint64_t linear = code_linear(cpu, mode);
     std::uint64_t next_linear = (linear & ~page_mask) + page_size;
     if (mode.context.code_size != CodeSize::Bits64) {
         next_linear &= 0xffff'ffffU;
     }
     for (;;) {
-        const CodePage fetched = fetch_page(cpu, linear);
+        fetched = fetch_page(cpu, linear);
         if (fetched.host == nullptr) {
             return nullptr;
         }
@@ -515,10 +623,8 @@ Block* BlockCache::build(Cpu& cpu,
         builder.decode_crossing(bytes, single);
     }
     Block* const block = builder.block(gpa, mode.key(gpa, single));
-    const std::size_t bucket =
-        ((block->key >> 8U) ^ (block->key >> 20U) ^ (block->key << 9U)) % bucket_count;
-    block->next_in_bucket = buckets_[bucket];
-    buckets_[bucket] = block;
+    insert(*block);
+    ++cpu.counters.blocks;
     page.blocks.push_back(block);
     page.idle_writes = 0;
     if (second != nullptr) {
@@ -550,6 +656,7 @@ void BlockCache::link(Cpu& cpu, Block& target) noexcept
     const bool same_page = (source->gpa ^ target.gpa) / page_size == 0;
     const bool crossing = target.second_gpa != Block::no_page;
     if (source->dead || target.dead || !same_page || crossing ||
+        target.gpa != source->gpa + op->immediate ||  // An interrupt came between.
         ((source->key ^ target.key) & mode_bits) != 0) {
         if (crossing) {
             op->extra = 0;  // Its mapping must be looked at: through the jump table.
@@ -598,11 +705,11 @@ void BlockCache::kill(Block& block) noexcept
         incoming.erase(std::remove(incoming.begin(), incoming.end(), &op), incoming.end());
         op.aux = nullptr;
     }
-    const std::size_t bucket =
-        ((block.key >> 8U) ^ (block.key >> 20U) ^ (block.key << 9U)) % bucket_count;
-    for (Block** place = &buckets_[bucket]; *place != nullptr; place = &(*place)->next_in_bucket) {
+    for (Block** place = &buckets_[bucket_of(block.key)]; *place != nullptr;
+         place = &(*place)->next_in_bucket) {
         if (*place == &block) {
             *place = block.next_in_bucket;
+            --block_count_;
             break;
         }
     }

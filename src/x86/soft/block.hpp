@@ -14,10 +14,12 @@
 
 #include "x86/soft/cpu.hpp"
 #include "x86/soft/op.hpp"
+#include "x86/soft/zeroed_array.hpp"
 
 namespace vmm::x86::soft {
 
 class SoftVm;
+struct CodePage;
 
 /// Instructions that lie one after the other in one page (or one that reaches into the next), with
 /// the operations behind it in memory.  The last operation goes on behind the last instruction.
@@ -44,6 +46,12 @@ struct Block {
         // SAFETY: BlockCache allocates the operations behind the block.
         return reinterpret_cast<Op*>(this + 1);
     }
+    /// The block whose first operation this is.
+    [[nodiscard]] static Block& of(const Op& first) noexcept
+    {
+        // SAFETY: as above, the other way.
+        return *(reinterpret_cast<Block*>(const_cast<Op*>(&first)) - 1);
+    }
 };
 static_assert(sizeof(Block) % alignof(Op) == 0);
 
@@ -63,15 +71,19 @@ public:
     /// Bytes of guest-physical memory changed: blocks that were decoded from them are dropped.
     /// The one being executed ends behind the current instruction.
     void invalidate(std::uint64_t gpa, std::uint64_t size) noexcept;
-    /// The mapping of linear addresses to pages changed: forget where linear addresses led.
+    /// The mapping of linear addresses to pages changed: forget where linear addresses led; or only
+    /// that of pages that are not global; or of the page that holds `linear`.
     void mapping_changed() noexcept;
+    void local_mapping_changed() noexcept;
+    void mapping_changed(std::uint64_t linear) noexcept;
     /// A TLB miss on code page `gfn` was filled: compare its blocks with memory before their next
     /// use (writes of the VMM that nobody reported).
     void revalidate(std::uint64_t gfn) noexcept;
     /// Drops everything.
     void clear() noexcept;
-    /// Translated code is gone: `code` is what jump tables lead to.
-    void forget_code(const void* code) noexcept;
+    /// The first operation to execute at `cpu.rip` after an instruction that may have changed the
+    /// mode, flags or privilege, if it is known and the run loop has nothing to do before; or null.
+    [[nodiscard]] const Op* find_known(Cpu& cpu) noexcept;
     /// Makes host code of `block`, which is about to be executed at `cpu.block_rip()`.
     void translate(Cpu& cpu, Block& block);
 
@@ -84,12 +96,21 @@ public:
     void collect(Cpu& cpu) noexcept;
 
 private:
-    static constexpr std::size_t bucket_count = std::size_t{1} << 14U;
+    static constexpr std::size_t first_bucket_count = std::size_t{1} << 10U;
     static constexpr std::size_t max_bytes = std::size_t{64} << 20U;
     static constexpr std::size_t max_dead_bytes = std::size_t{1} << 20U;
     static constexpr unsigned max_idle_writes = 16;
 
-    using JumpTable = std::array<JumpEntry, Chain::table_size>;
+    enum Table : std::uint8_t { Supervisor, User, Legacy, Empty };
+
+    /// What there is beside a jump table.
+    struct TableState {
+        std::uint64_t generation{1};
+        /// Entries may be for pages that are not global.
+        bool has_local{};
+        /// Pages that entries are for, hashed: a page whose bit is clear has none.
+        std::array<std::uint64_t, 64> pages{};
+    };
 
     /// A page that code has been decoded from.
     struct Page {
@@ -105,7 +126,18 @@ private:
     class Builder;
 
     void attach(Cpu& cpu) noexcept;
+    [[nodiscard]] JumpEntry* table(Table which) noexcept
+    {
+        return tables_.data() + which * Chain::table_size;
+    }
+    [[nodiscard]] static Table table_of(const Mode& mode) noexcept;
+    [[nodiscard]] static std::uint64_t code_linear(const Cpu& cpu, const Mode& mode) noexcept;
     void select_table(Cpu& cpu, const Mode& mode) noexcept;
+    void renew(Table which) noexcept;
+    void note_entry(Table which,
+                    const Block& block,
+                    std::uint64_t linear,
+                    const CodePage& page) noexcept;
     [[nodiscard]] Page* find_page(std::uint64_t gfn) noexcept;
     /// The record of the page; new ones are registered, after which host pointers are stale.
     [[nodiscard]] Page& add_page(Cpu& cpu, std::uint64_t gfn, bool& is_new);
@@ -113,7 +145,9 @@ private:
     /// Makes `bytes` [from, to) of the page current.
     void read_bytes(Page& page, const std::byte* host, std::size_t from, std::size_t to) noexcept;
     [[nodiscard]] Block* search(std::uint64_t key) noexcept;
-    [[nodiscard]] Block* find_in_mode(Cpu& cpu, const Mode& mode, bool single);
+    [[nodiscard]] std::size_t bucket_of(std::uint64_t key) const noexcept;
+    void insert(Block& block);
+    [[nodiscard]] Block* find_in_mode(Cpu& cpu, const Mode& mode, bool single, CodePage& fetched);
     [[nodiscard]] bool second_page_matches(Cpu& cpu, std::uint64_t next_linear, const Block& block);
     [[nodiscard]] Block* build(Cpu& cpu,
                                const Mode& mode,
@@ -133,7 +167,8 @@ private:
 
     Cpu* cpu_{};
     SoftVm* vm_{};
-    std::vector<Block*> buckets_;
+    std::vector<Block*> buckets_;  ///< A power of two of them.
+    std::size_t block_count_{};
     std::unordered_map<std::uint64_t, std::unique_ptr<Page>> pages_;
     Page* last_page_{};
     std::vector<Block*> dead_;
@@ -141,8 +176,8 @@ private:
     std::size_t live_bytes_{};
     std::size_t dead_bytes_{};
 
-    std::unique_ptr<std::array<JumpTable, 4>> tables_;
-    std::uint64_t generation_{};
+    ZeroedArray<JumpEntry> tables_;  ///< One behind the other, by `Table`.
+    std::array<TableState, 3> states_{};
     std::uint64_t table_base_{};  ///< CS.base that the table of 16- and 32-bit code is for.
 };
 

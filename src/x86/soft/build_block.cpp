@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "x86/soft/block.hpp"
 #include "x86/soft/dispatch.hpp"
 #include "x86/soft/fault.hpp"
 #include "x86/soft/integer.hpp"
@@ -247,6 +248,14 @@ const Op* go_on_64(Cpu& cpu, const Op* op)
 const Op* go_on(Cpu& cpu, const Op* op)
 {
     return branch(cpu, op, (cpu.block_rip() + op->immediate) & 0xffff'ffffU);
+}
+
+const Op* go_on_in_new_mode(Cpu& cpu)
+{
+    if (const Op* const first = cpu.blocks->find_known(cpu)) {
+        return enter_block(cpu, first, cpu.rip);
+    }
+    return nullptr;
 }
 
 const Op* raise_ud(Cpu& /*cpu*/, const Op* /*op*/)

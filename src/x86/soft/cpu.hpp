@@ -62,7 +62,7 @@ struct Tlb {
 
 /// Translations of pages that code was fetched from.
 struct FetchTlb {
-    static constexpr std::size_t entry_count = 128;
+    static constexpr std::size_t entry_count = 512;
     struct Entry {
         std::uint64_t tag{TlbEntry::invalid};  ///< Linear address of the page, bit 0 set for CPL 3.
         std::uint64_t gpa{};
@@ -71,6 +71,7 @@ struct FetchTlb {
         std::uint8_t page_shift{};
     };
     std::array<Entry, entry_count> entries{};
+    std::array<std::uint64_t, entry_count / 64> used{};  ///< Entries with a valid tag.
 };
 
 /// `PhysicalMemory::page()` remembered, until the slots change.
@@ -154,19 +155,21 @@ struct MmioTlb {
 
 /// Where code at a linear address was found last, for jumps whose target is not in the block.
 struct alignas(32) JumpEntry {
-    std::uint64_t tag{};  ///< RIP, salted (`Chain::salt`).
-    const Op* first{};    ///< Of the block.  Never null.
-    const void* code{};   ///< Its translation, or what goes on without one (translator.hpp).
+    std::uint64_t rip{};
+    const Op* first{};   ///< Of the block.
+    const void* code{};  ///< Its translation, or what goes on without one (translator.hpp).
+    /// What `Chain::generation` was: the entry counts for as long as it is that.  Never 0 if so.
+    std::uint64_t generation{};
 };
 
 /// How one block finds the next without the run loop (block.cpp).
 struct Chain {
     static constexpr std::size_t table_size = 4096;
 
-    JumpEntry* table{};      ///< `table_size` entries: those of the current mode.
-    std::uint64_t salt{};    ///< Changes when all entries become stale.
-    const Op* unlinked{};    ///< A branch that could go to its target directly next time.
-    std::uintptr_t floor{};  ///< Host stack pointer below which blocks return to the run loop.
+    JumpEntry* table{};          ///< `table_size` entries: those of the current mode.
+    std::uint64_t generation{};  ///< Changes when all entries become stale, and with the mode.
+    const Op* unlinked{};        ///< A branch that could go to its target directly next time.
+    std::uintptr_t floor{};      ///< Host stack pointer below which blocks return to the run loop.
 };
 
 /// What translated code keeps in memory (emitter.hpp).
@@ -186,6 +189,19 @@ struct PortIo {
     std::uint8_t length{};  ///< Of an IN, in bytes; 0 for INS, which is executed again instead.
     bool waiting{};         ///< The caller is filling `buffer`.
     bool answered{};        ///< The caller has: the instruction is executed again and takes it.
+};
+
+/// What has been done so often; see `EngineVcpu::counters()`.
+struct Counters {
+    std::uint64_t blocks{};        ///< Decoded.
+    std::uint64_t translations{};  ///< Blocks that became host code.
+    std::uint64_t chains{};        ///< Jumps between translations that were linked.
+    std::uint64_t code_resets{};   ///< Code memory was full, and all of it dropped.
+    std::uint64_t tlb_fills{};
+    std::uint64_t tlb_flushes{};  ///< Of all pages, or all that are not global.
+    std::uint64_t page_flushes{};
+    std::uint64_t faults{};
+    std::uint64_t run_loops{};  ///< Blocks that the run loop went on to.
 };
 
 /// Bits of `Cpu::requests`.
@@ -248,12 +264,20 @@ struct Cpu : CpuState {
     /// single-step trap behind it.  The run loop clears it.
     bool no_step_trap{};
 
+    Counters counters{};
     Chain chain{};
     TranslatedState translated{};
     MmioReplay mmio{};
     PortIo port_io{};
     EngineExit exit{};
     bool exit_pending{};  ///< A handler filled `exit`: the run loop returns it.
+    /// A MOV ended in a page fault, which the run loop delivers: cheaper than an exception.
+    struct PageFault {
+        bool pending{};
+        std::uint32_t error_code{};
+        std::uint64_t linear{};
+    };
+    PageFault page_fault{};
 
     /// The x87 state is live in the host's FPU (native.cpp); `fpu_release()` writes it back.
     bool x87_live{};

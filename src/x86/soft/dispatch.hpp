@@ -95,7 +95,7 @@ inline const Op* leave_to_same(Cpu& cpu, const Op* op)
                                                               const JumpEntry& entry,
                                                               std::uint64_t rip) noexcept
 {
-    return entry.tag == (rip ^ cpu.chain.salt);
+    return entry.rip == rip && entry.generation == cpu.chain.generation;
 }
 
 /// Ends the block at a branch to `rip`, which has been checked.
@@ -107,6 +107,9 @@ inline const Op* leave_to_same(Cpu& cpu, const Op* op)
     }
     return leave_to(cpu, rip);
 }
+
+/// Ends the block behind an instruction that has changed RIP and more: mode, privilege, flags.
+const Op* go_on_in_new_mode(Cpu& cpu);
 
 /// `Op::extra` of a direct branch: its target is in the same page, so that `Op::aux` may lead there
 /// (to the block's first operation) as long as both blocks live.

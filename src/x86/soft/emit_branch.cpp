@@ -186,11 +186,13 @@ void BlockEmitter::look_up_code()
     and_(r11d, static_cast<std::uint32_t>(Chain::table_size - 1));
     shl(r11d, 5);
     add(r11, state(layout_.table));
-    xor_(r10, state(layout_.salt));
-    cmp(r10, ptr[r11 + offsetof(JumpEntry, tag)]);
+    cmp(r10, ptr[r11 + offsetof(JumpEntry, rip)]);
     jne(exit_label(), T_NEAR);
-    xor_(r10, state(layout_.salt));
     mov(state(layout_.rip), r10);
+    mov(r10, state(layout_.generation));
+    cmp(r10, ptr[r11 + offsetof(JumpEntry, generation)]);
+    mov(r10, state(layout_.rip));
+    jne(exit_label(), T_NEAR);
 }
 
 /// To the code of entry r11, which is that of r10.

@@ -47,7 +47,7 @@ struct CpuLayout {
     std::size_t tlb;
     std::size_t requests;
     std::size_t table;
-    std::size_t salt;
+    std::size_t generation;
     std::size_t code_page;
     std::size_t vectors;
     std::size_t spare;

@@ -32,7 +32,7 @@ CpuLayout::CpuLayout(const Cpu& cpu) noexcept
       tlb(distance(cpu, &cpu.tlb)),
       requests(distance(cpu, &cpu.requests)),
       table(distance(cpu, &cpu.chain.table)),
-      salt(distance(cpu, &cpu.chain.salt)),
+      generation(distance(cpu, &cpu.chain.generation)),
       code_page(distance(cpu, &cpu.translated.code_page)),
       vectors(distance(cpu, &cpu.translated.vectors)),
       spare(distance(cpu, cpu.translated.spare.data())),

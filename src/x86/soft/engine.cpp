@@ -103,6 +103,20 @@ public:
         return mapped;
     }
 
+    std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override
+    {
+        const Counters& counted = cpu_.counters;
+        return {{"blocks", counted.blocks},
+                {"translations", counted.translations},
+                {"chains", counted.chains},
+                {"code_resets", counted.code_resets},
+                {"tlb_fills", counted.tlb_fills},
+                {"tlb_flushes", counted.tlb_flushes},
+                {"page_flushes", counted.page_flushes},
+                {"faults", counted.faults},
+                {"run_loops", counted.run_loops}};
+    }
+
 private:
     void start() noexcept
     {

@@ -31,7 +31,17 @@ void take_register(Cpu& cpu, std::uint8_t slot, const std::byte* data) noexcept
     set_gpr<T>(cpu, slot, load_host<T>(data));
 }
 
-/// Goes on behind a load that the TLB did not have the page of.
+/// Goes on behind a MOV that the TLB did not have the page of.
+[[gnu::always_inline]] inline const Op* go_on_behind(Moved moved, Cpu& cpu, const Op* op)
+{
+    switch (moved) {
+    case Moved::Repeats: return leave_to_same(cpu, op);
+    case Moved::Leaves: return leave(cpu, op);
+    case Moved::Done: break;
+    }
+    return next(cpu, op);
+}
+
 [[gnu::noinline, gnu::cold]] const Op* load_beyond_tlb(Cpu& cpu,
                                                        const Op* op,
                                                        std::uint64_t linear,
@@ -39,16 +49,15 @@ void take_register(Cpu& cpu, std::uint8_t slot, const std::byte* data) noexcept
                                                        std::uint8_t slot,
                                                        TakeLoaded take)
 {
-    return load_moved(cpu, *op, linear, size, slot, take) ? next(cpu, op) : leave_to_same(cpu, op);
+    return go_on_behind(load_moved(cpu, *op, linear, size, slot, take), cpu, op);
 }
 
-/// The same of a store.  By value: a handler with a local whose address escapes does not end in a
-/// jump.
-[[gnu::noinline, gnu::cold]] bool store_beyond_tlb(Cpu& cpu,
-                                                   const Op& op,
-                                                   std::uint64_t linear,
-                                                   std::uint64_t value,
-                                                   std::size_t size)
+/// By value: a handler with a local whose address escapes does not end in a jump.
+[[gnu::noinline, gnu::cold]] Moved store_beyond_tlb(Cpu& cpu,
+                                                    const Op& op,
+                                                    std::uint64_t linear,
+                                                    std::uint64_t value,
+                                                    std::size_t size)
 {
     return store_moved(cpu, op, linear, &value, size);
 }
@@ -81,7 +90,7 @@ template <typename T>
         store_host<T>(reinterpret_cast<std::byte*>(linear + entry.addend), value);
         return next(cpu, op);
     }
-    return store_beyond_tlb(cpu, *op, linear, value, sizeof(T)) ? next(cpu, op) : leave(cpu, op);
+    return go_on_behind(store_beyond_tlb(cpu, *op, linear, value, sizeof(T)), cpu, op);
 }
 
 template <typename T, Mem M>

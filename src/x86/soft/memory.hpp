@@ -63,20 +63,27 @@ void read_for_write_slow(Cpu& cpu,
                          void* to,
                          std::size_t size);
 
-/// The same, but where the access leads to MMIO they leave it at that: true, with its address in
-/// `gpa`.  @pre It lies in one page; no alignment check or data breakpoint applies.
-[[nodiscard]] bool read_or_find_mmio(Cpu& cpu,
-                                     SegmentIndex segment,
-                                     std::uint64_t linear,
-                                     void* to,
-                                     std::size_t size,
-                                     std::uint64_t& gpa);
-[[nodiscard]] bool write_or_find_mmio(Cpu& cpu,
-                                      SegmentIndex segment,
-                                      std::uint64_t linear,
-                                      const void* from,
-                                      std::size_t size,
-                                      std::uint64_t& gpa);
+/// How a `try_…` below has ended.
+enum class Tried : std::uint8_t {
+    Done,
+    Mmio,       ///< Nothing has been done: `gpa` leads to MMIO.
+    PageFault,  ///< Which is in `Cpu::page_fault`.
+};
+
+/// The same without an exception for a page fault (but for others).  @pre The access lies in one
+/// page; no alignment check or data breakpoint applies.
+[[nodiscard]] Tried try_read(Cpu& cpu,
+                             SegmentIndex segment,
+                             std::uint64_t linear,
+                             void* to,
+                             std::size_t size,
+                             std::uint64_t& gpa);
+[[nodiscard]] Tried try_write(Cpu& cpu,
+                              SegmentIndex segment,
+                              std::uint64_t linear,
+                              const void* from,
+                              std::size_t size,
+                              std::uint64_t& gpa);
 
 /// The host address of `size` bytes at `linear`, after the same checks as the access itself, or
 /// null where they are no plain memory in one page (crossing, MMIO, code page on write): use the
@@ -111,6 +118,8 @@ struct CodePage {
     std::uint64_t gpa{};      ///< Of the byte at `linear`.
     const std::byte* host{};  ///< Of the byte at `linear`; null where code lies in no memory slot.
     std::size_t size{};       ///< To the end of the page.
+    bool global{};
+    std::uint8_t page_shift{12};  ///< Of the page in the paging structures.
 };
 /// Throws the fault of an instruction fetch (#PF, #GP) where there is one.
 [[nodiscard]] CodePage fetch_page(Cpu& cpu, std::uint64_t linear);

@@ -43,49 +43,54 @@ void leave_for(Cpu& cpu, std::uint64_t gpa, std::size_t size, bool write)
 
 }  // namespace
 
-bool load_moved(Cpu& cpu,
-                const Op& op,
-                std::uint64_t linear,
-                std::size_t size,
-                std::uint8_t slot,
-                TakeLoaded take)
+Moved load_moved(Cpu& cpu,
+                 const Op& op,
+                 std::uint64_t linear,
+                 std::size_t size,
+                 std::uint8_t slot,
+                 TakeLoaded take)
 {
     const auto segment = static_cast<SegmentIndex>(op.segment);
     std::array<std::byte, 8> data{};
     std::uint64_t gpa = 0;
-    bool is_mmio = false;
+    Tried tried = Tried::Done;
     if (is_simple(cpu, linear, size)) {
-        is_mmio = read_or_find_mmio(cpu, segment, linear, data.data(), size, gpa);
+        tried = try_read(cpu, segment, linear, data.data(), size, gpa);
     } else {
         read_slow(cpu, segment, linear, data.data(), size);
     }
-    if (!is_mmio || is_answered(cpu, gpa, std::span{data}.first(size), false)) {
+    if (tried == Tried::PageFault) {
+        return Moved::Repeats;
+    }
+    if (tried == Tried::Done || is_answered(cpu, gpa, std::span{data}.first(size), false)) {
         take(cpu, slot, data.data());
-        return true;
+        return Moved::Done;
     }
     cpu.mmio.moved = {take, slot, op.length};
     cpu.mmio.waiting = true;
     leave_for(cpu, gpa, size, false);
-    return false;
+    return Moved::Repeats;
 }
 
-bool store_moved(Cpu& cpu, const Op& op, std::uint64_t linear, const void* from, std::size_t size)
+Moved store_moved(Cpu& cpu, const Op& op, std::uint64_t linear, const void* from, std::size_t size)
 {
     const auto segment = static_cast<SegmentIndex>(op.segment);
     std::uint64_t gpa = 0;
-    if (!is_simple(cpu, linear, size)) {
+    Tried tried = Tried::Done;
+    if (is_simple(cpu, linear, size)) {
+        tried = try_write(cpu, segment, linear, from, size, gpa);
+    } else {
         write_slow(cpu, segment, linear, from, size);
-        return true;
     }
-    if (!write_or_find_mmio(cpu, segment, linear, from, size, gpa)) {
-        return true;
+    if (tried != Tried::Mmio) {
+        return tried == Tried::Done ? Moved::Done : Moved::Repeats;
     }
     std::memcpy(cpu.mmio.pending.data.data(), from, size);
     if (is_answered(cpu, gpa, std::span{cpu.mmio.pending.data}.first(size), true)) {
-        return true;
+        return Moved::Done;
     }
     leave_for(cpu, gpa, size, true);
-    return false;
+    return Moved::Leaves;
 }
 
 void complete_load(Cpu& cpu)

@@ -73,28 +73,35 @@ std::size_t left_in_page(std::uint64_t linear) noexcept
     return page_size - (linear & page_mask);
 }
 
-/// Translates with the rights of `context` and fills its TLB.  #PF.
-Target resolve(Cpu& cpu, TlbContext context, std::uint64_t linear, bool write)
+/// Translates with the rights of `context` and fills its TLB.  False: a page fault with
+/// `error_code`.
+bool try_resolve(Cpu& cpu,
+                 TlbContext context,
+                 std::uint64_t linear,
+                 bool write,
+                 Target& target,
+                 std::uint32_t& error_code)
 {
     const Tlb& tlb = cpu.tlbs[static_cast<std::size_t>(context)];
     const TlbEntry& entry = tlb.entries[(linear >> 12U) % Tlb::entry_count];
     if ((write ? entry.write_tag : entry.read_tag) == (linear & ~page_mask)) {
         // SAFETY: the entry maps this page of guest memory (see `TlbEntry::addend`).
-        return {reinterpret_cast<std::byte*>(linear + entry.addend), 0, write, false};
+        target = {reinterpret_cast<std::byte*>(linear + entry.addend), 0, write, false};
+        return true;
     }
     WalkRequest request{};
     request.write = write;
     request.user = context == TlbContext::User;
     request.smap_lifted = context == TlbContext::SupervisorUserAllowed;
     WalkResult result{};
-    std::uint32_t error_code = 0;
     if (!walk(cpu, linear, request, result, error_code)) {
-        raise_page_fault(error_code, linear);
+        return false;
     }
     const std::uint64_t gfn = result.gpa >> 12U;
     const PhysicalMemory::Page page = physical_page(cpu, gfn);
     if (page.host == nullptr) {
-        return {nullptr, result.gpa, false, false};
+        target = {nullptr, result.gpa, false, false};
+        return true;
     }
     const bool code = cpu.vm.is_code_page(gfn);
     if (write && page.writable && page.log_dirty) {
@@ -104,7 +111,19 @@ Target resolve(Cpu& cpu, TlbContext context, std::uint64_t linear, bool write)
     const bool fill_write =
         page.writable && !code && (write || (result.writable && !page.log_dirty));
     fill_tlb(cpu, context, linear, page.host, result, fill_write);
-    return {page.host + (linear & page_mask), result.gpa, page.writable, code};
+    target = {page.host + (linear & page_mask), result.gpa, page.writable, code};
+    return true;
+}
+
+/// The same; throws #PF.
+Target resolve(Cpu& cpu, TlbContext context, std::uint64_t linear, bool write)
+{
+    Target target;
+    std::uint32_t error_code = 0;
+    if (!try_resolve(cpu, context, linear, write, target, error_code)) {
+        raise_page_fault(error_code, linear);
+    }
+    return target;
 }
 
 /// Calls `action(linear, offset, size)` for each page of an access.
@@ -335,6 +354,17 @@ bool find_known_mmio(Cpu& cpu, std::uint64_t tag, std::uint64_t linear, std::uin
     return entry.tag == tag;
 }
 
+/// False: `Cpu::page_fault` is pending.
+bool try_for_move(Cpu& cpu, TlbContext context, std::uint64_t linear, bool write, Target& target)
+{
+    std::uint32_t error_code = 0;
+    const bool found = try_resolve(cpu, context, linear, write, target, error_code);
+    if (!found) {
+        cpu.page_fault = {true, error_code, linear};
+    }
+    return found;
+}
+
 void remember_mmio(Cpu& cpu, std::uint64_t tag, std::uint64_t gpa) noexcept
 {
     mmio_entry(cpu, tag) = {tag, gpa & ~page_mask};
@@ -343,52 +373,58 @@ void remember_mmio(Cpu& cpu, std::uint64_t tag, std::uint64_t gpa) noexcept
 
 }  // namespace
 
-bool read_or_find_mmio(Cpu& cpu,
-                       SegmentIndex segment,
-                       std::uint64_t linear,
-                       void* to,
-                       std::size_t size,
-                       std::uint64_t& gpa)
+Tried try_read(Cpu& cpu,
+               SegmentIndex segment,
+               std::uint64_t linear,
+               void* to,
+               std::size_t size,
+               std::uint64_t& gpa)
 {
     linear = checked_linear(cpu, segment, linear, size);
     const TlbContext context = data_context(cpu);
     const std::uint64_t tag = mmio_tag(context, linear, false);
     if (find_known_mmio(cpu, tag, linear, gpa)) {
-        return true;
+        return Tried::Mmio;
     }
-    const Target target = resolve(cpu, context, linear, false);
+    Target target;
+    if (!try_for_move(cpu, context, linear, false, target)) {
+        return Tried::PageFault;
+    }
     if (target.host != nullptr) {
         copy_from_host(static_cast<std::byte*>(to), target.host, size);
-        return false;
+        return Tried::Done;
     }
     gpa = target.gpa;
     remember_mmio(cpu, tag, gpa);
-    return true;
+    return Tried::Mmio;
 }
 
-bool write_or_find_mmio(Cpu& cpu,
-                        SegmentIndex segment,
-                        std::uint64_t linear,
-                        const void* from,
-                        std::size_t size,
-                        std::uint64_t& gpa)
+Tried try_write(Cpu& cpu,
+                SegmentIndex segment,
+                std::uint64_t linear,
+                const void* from,
+                std::size_t size,
+                std::uint64_t& gpa)
 {
     linear = checked_linear(cpu, segment, linear, size);
     const TlbContext context = data_context(cpu);
     const std::uint64_t tag = mmio_tag(context, linear, true);
     if (find_known_mmio(cpu, tag, linear, gpa)) {
-        return true;
+        return Tried::Mmio;
     }
-    const Target target = resolve(cpu, context, linear, true);
+    Target target;
+    if (!try_for_move(cpu, context, linear, true, target)) {
+        return Tried::PageFault;
+    }
     if (target.host != nullptr && target.writable) {
         write_piece(cpu, target, static_cast<const std::byte*>(from), size);
-        return false;
+        return Tried::Done;
     }
     gpa = target.gpa;
     if (target.host == nullptr) {
         remember_mmio(cpu, tag, gpa);
     }
-    return true;
+    return Tried::Mmio;
 }
 
 std::byte* direct(Cpu& cpu,
@@ -465,7 +501,8 @@ CodePage fetch_page(Cpu& cpu, std::uint64_t linear)
     const bool user = cpu.cpl == 3;
     const std::uint64_t offset = linear & page_mask;
     const std::uint64_t tag = (linear & ~page_mask) | (user ? 1U : 0U);
-    FetchTlb::Entry& entry = cpu.fetch_tlb.entries[(linear >> 12U) % FetchTlb::entry_count];
+    const std::size_t index = (linear >> 12U) % FetchTlb::entry_count;
+    FetchTlb::Entry& entry = cpu.fetch_tlb.entries[index];
     if (entry.tag != tag) {
         WalkRequest request{};
         request.fetch = true;
@@ -477,8 +514,9 @@ CodePage fetch_page(Cpu& cpu, std::uint64_t linear)
         }
         const PhysicalMemory::Page page = physical_page(cpu, result.gpa >> 12U);
         if (page.host == nullptr) {
-            return {result.gpa, nullptr, left_in_page(linear)};
+            return {result.gpa, nullptr, left_in_page(linear), false, 12};
         }
+        cpu.fetch_tlb.used[index / 64] |= std::uint64_t{1} << (index % 64);
         entry.tag = tag;
         entry.gpa = result.gpa & ~page_mask;
         entry.host = page.host;
@@ -486,7 +524,8 @@ CodePage fetch_page(Cpu& cpu, std::uint64_t linear)
         entry.page_shift = result.page_shift;
         cpu.blocks->revalidate(result.gpa >> 12U);
     }
-    return {entry.gpa + offset, entry.host + offset, left_in_page(linear)};
+    return {entry.gpa + offset, entry.host + offset, left_in_page(linear), entry.global,
+            entry.page_shift};
 }
 
 void locked_slow(Cpu& cpu,

@@ -190,6 +190,7 @@ void RunLoop::fault(const Fault& raised, bool restore_rip)
         cpu_.rip = cpu_.instruction_rip();
     }
     executing_ = false;
+    ++cpu_.counters.faults;
     cpu_.mmio.finish();
     cpu_.port_io.answered = false;
     cpu_.exit_pending = false;
@@ -232,7 +233,7 @@ void RunLoop::execute(Block& block)
         if (cpu_.current == first) {
             unfinished();
         }
-    } else if (stepping_ && !cpu_.mov_ss_shadow && !cpu_.no_step_trap) {
+    } else if (stepping_ && !cpu_.mov_ss_shadow && !cpu_.no_step_trap && !cpu_.page_fault.pending) {
         cpu_.pending_debug |= dr6_bs;
     }
 }
@@ -253,6 +254,10 @@ bool RunLoop::step(bool single)
             return false;
         }
         execute(*block);
+        if (cpu_.page_fault.pending) {
+            cpu_.page_fault.pending = false;
+            fault({Vector::PF, true, cpu_.page_fault.error_code, cpu_.page_fault.linear}, false);
+        }
     } catch (const Fault& raised) {
         fault(raised, true);
     } catch (const TaskFault& raised) {
@@ -354,6 +359,7 @@ void RunLoop::run()
         const bool single = must_single_step(cpu_) ||
                             (shadow && (cpu_.irq_window_requested || cpu_.nmi_window_requested ||
                                         cpu_.pending_debug != 0));
+        ++cpu_.counters.run_loops;
         if (!step(single)) {
             return;
         }

@@ -38,18 +38,26 @@ void drop(Tlb& tlb, std::size_t index) noexcept
     set_bit(tlb.used, index, false);
 }
 
-void drop_fetch_entry(FetchTlb::Entry& entry) noexcept
+/// Drops the translations of code pages for which `is_meant(entry)`.
+template <typename IsMeant>
+void drop_fetch_entries(FetchTlb& tlb, const IsMeant& is_meant)
 {
-    entry.tag = TlbEntry::invalid;
+    for (std::size_t word = 0; word < tlb.used.size(); ++word) {
+        for (std::uint64_t left = tlb.used[word]; left != 0; left &= left - 1) {
+            const auto bit = static_cast<unsigned>(std::countr_zero(left));
+            FetchTlb::Entry& entry = tlb.entries[word * 64 + bit];
+            if (is_meant(entry)) {
+                entry.tag = TlbEntry::invalid;
+                tlb.used[word] &= ~(std::uint64_t{1} << bit);
+            }
+        }
+    }
 }
 
-void mapping_changed(Cpu& cpu) noexcept
+void forget_mmio(Cpu& cpu) noexcept
 {
     if (std::exchange(cpu.mmio_tlb.used, false)) {
         cpu.mmio_tlb = MmioTlb{};
-    }
-    if (cpu.blocks != nullptr) {
-        cpu.blocks->mapping_changed();
     }
 }
 
@@ -78,6 +86,7 @@ void fill_tlb(Cpu& cpu,
     if (cpu.data_breakpoints && is_watched(cpu, linear)) {
         return;
     }
+    ++cpu.counters.tlb_fills;
     Tlb& tlb = cpu.tlbs[static_cast<std::size_t>(context)];
     const std::uint64_t page = linear & ~page_mask;
     const std::size_t index = (linear >> 12U) % Tlb::entry_count;
@@ -99,13 +108,15 @@ void flush_tlb_all(Cpu& cpu) noexcept
         for_each_entry([&](std::size_t word) { return tlb.used[word]; },
                        [&](std::size_t index) { drop(tlb, index); });
     }
-    for (FetchTlb::Entry& entry : cpu.fetch_tlb.entries) {
-        drop_fetch_entry(entry);
-    }
+    drop_fetch_entries(cpu.fetch_tlb, [](const FetchTlb::Entry&) { return true; });
     for (PhysicalPageCache::Entry& entry : cpu.page_cache.entries) {
         entry.gfn = PhysicalPageCache::invalid;
     }
-    mapping_changed(cpu);
+    forget_mmio(cpu);
+    ++cpu.counters.tlb_flushes;
+    if (cpu.blocks != nullptr) {
+        cpu.blocks->mapping_changed();
+    }
 }
 
 void flush_tlb_non_global(Cpu& cpu) noexcept
@@ -114,12 +125,12 @@ void flush_tlb_non_global(Cpu& cpu) noexcept
         for_each_entry([&](std::size_t word) { return tlb.used[word] & ~tlb.global[word]; },
                        [&](std::size_t index) { drop(tlb, index); });
     }
-    for (FetchTlb::Entry& entry : cpu.fetch_tlb.entries) {
-        if (!entry.global) {
-            drop_fetch_entry(entry);
-        }
+    drop_fetch_entries(cpu.fetch_tlb, [](const FetchTlb::Entry& entry) { return !entry.global; });
+    forget_mmio(cpu);
+    ++cpu.counters.tlb_flushes;
+    if (cpu.blocks != nullptr) {
+        cpu.blocks->local_mapping_changed();
     }
-    mapping_changed(cpu);
 }
 
 void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept
@@ -138,12 +149,14 @@ void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept
                            }
                        });
     }
-    for (FetchTlb::Entry& entry : cpu.fetch_tlb.entries) {
-        if (entry.tag != TlbEntry::invalid && (entry.tag ^ linear) >> entry.page_shift == 0) {
-            drop_fetch_entry(entry);
-        }
+    drop_fetch_entries(cpu.fetch_tlb, [&](const FetchTlb::Entry& entry) {
+        return (entry.tag ^ linear) >> entry.page_shift == 0;
+    });
+    forget_mmio(cpu);
+    ++cpu.counters.page_flushes;
+    if (cpu.blocks != nullptr) {
+        cpu.blocks->mapping_changed(linear);
     }
-    mapping_changed(cpu);
 }
 
 void drop_write_translations(Cpu& cpu, const std::byte* host_page) noexcept

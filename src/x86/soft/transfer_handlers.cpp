@@ -30,8 +30,9 @@ template <typename Action>
         action();
     } catch (const TaskFault& late) {
         deliver_in_new_task(cpu, late.fault);
+        return nullptr;
     }
-    return nullptr;
+    return go_on_in_new_mode(cpu);
 }
 
 // `Op::immediate`: the offset of a far pointer; `Op::displacement`: its selector.
@@ -106,9 +107,8 @@ const Op* software_event(Cpu& cpu, const Op* op, EventKind kind, std::uint8_t ve
     event.vector = vector;
     event.instruction_length = op->length;
     cpu.rip = cpu.instruction_rip();
-    const Op* const end = transfer(cpu, [&] { deliver_once(cpu, event); });
     cpu.no_step_trap = true;
-    return end;
+    return transfer(cpu, [&] { deliver_once(cpu, event); });
 }
 
 const Op* int_n(Cpu& cpu, const Op* op)
@@ -152,13 +152,13 @@ const Op* syscall_handler(Cpu& cpu, const Op* op)
 {
     syscall(cpu, cpu.next_rip(*op));
     cpu.no_step_trap = !Rflags{cpu.rflags}.get(Rflags::TF);
-    return nullptr;
+    return go_on_in_new_mode(cpu);
 }
 
 const Op* sysret_handler(Cpu& cpu, const Op* op)
 {
     sysret(cpu, op->operand_size);
-    return nullptr;
+    return go_on_in_new_mode(cpu);
 }
 
 const Op* sysenter_handler(Cpu& cpu, const Op* /*op*/)

@@ -12,6 +12,7 @@
 #include "x86/soft/dispatch.hpp"
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
+#include "x86/soft/perf_map.hpp"
 
 namespace vmm::x86::soft {
 
@@ -68,7 +69,7 @@ bool Translator::start()
     *owned_ = 1;
     memory_ = std::move(*memory);
     emit_shared();
-    cpu_.blocks->forget_code(untranslated());
+    cpu_.blocks->mapping_changed();  // Jump tables forget its code.
     failed_ = false;
     return true;
 }
@@ -90,12 +91,6 @@ void Translator::emit_shared()
     used_ = shared_size_;
 }
 
-Block& Translator::block_of(const Op& first) noexcept
-{
-    // SAFETY: operations lie behind their block (`Block::ops`).
-    return *(reinterpret_cast<Block*>(const_cast<Op*>(&first)) - 1);
-}
-
 void Translator::prepare(Block& block) noexcept
 {
     block.heat = 0;
@@ -114,7 +109,7 @@ const void* Translator::untranslated() const noexcept
 
 const Op* Translator::warm_up(Cpu& cpu, const Op* op)
 {
-    Block& block = block_of(*op);
+    Block& block = Block::of(*op);
     if (++block.heat < cpu.translator->threshold_) {
         return op->interpret(cpu, op);
     }
@@ -133,11 +128,12 @@ const Op* Translator::take_edge(Cpu& cpu, const JumpSite* site)
         return leave_to(cpu, rip);
     }
     if (entry.first->handler != stale_op) {
-        const Block& target = block_of(*entry.first);
+        const Block& target = Block::of(*entry.first);
         entry.code = self.code_of(target);
         if (site != nullptr && target.body != nullptr && site->gfn == target.gpa >> 12U) {
             const auto distance = static_cast<std::int32_t>(target.body - (site->jump + 5));
             std::memcpy(site->jump + 1, &distance, sizeof distance);
+            ++cpu.counters.chains;
         }
     }
     return enter_block(cpu, entry.first, rip);
@@ -185,6 +181,8 @@ void Translator::commit(Block& block, const BlockEmitter& emitter, std::uint8_t*
 {
     used_ = std::min(memory_.size(), (used_ + emitter.getSize() + 15U) & ~std::size_t{15});
     block.body = code + emitter.body();
+    ++cpu_.counters.translations;
+    note_for_perf(executable(code), emitter.getSize(), cpu_.block_rip());
     block.translation = translated_.size();
     translated_.push_back(&block);
     for (std::size_t i = 0; i < block.op_count; ++i) {
@@ -230,8 +228,9 @@ void Translator::clear() noexcept
     }
     translated_.clear();
     context_.sites.clear();
-    cpu_.blocks->forget_code(untranslated());
+    cpu_.blocks->mapping_changed();  // Jump tables forget its code.
     used_ = shared_size_;
+    ++cpu_.counters.code_resets;
 }
 
 void Translator::abandon() noexcept

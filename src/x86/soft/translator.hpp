@@ -61,8 +61,6 @@ private:
 
     static const Op* warm_up(Cpu& cpu, const Op* op);
     static const Op* take_edge(Cpu& cpu, const JumpSite* site);
-    [[nodiscard]] static Block& block_of(const Op& first) noexcept;
-
     [[nodiscard]] bool start();
     void emit_shared();
     /// What jump tables have for a block without translation.
