@@ -17,7 +17,7 @@ namespace {
 void append(const char* line, std::size_t size) noexcept
 {
     std::array<char, 64> path{};
-    std::snprintf(path.data(), path.size(), "/tmp/perf-%d.map", static_cast<int>(::getpid()));
+    std::snprintf(path.data(), path.size(), "/tmp/perf-%d.map", ::getpid());
     constexpr ::mode_t owner_only = 0600;
     const int file =
         ::open(path.data(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, owner_only);
