@@ -173,22 +173,22 @@ void SoftVm::park(Lock& lock, Cpu& self) noexcept
 
 void SoftVm::take(Cpu& self, std::uint32_t mask) noexcept
 {
-    std::uint32_t all = 0;
+    std::uint32_t taken = 0;
     {
         Lock lock{mutex_};
         // Parking is being out of the guest: more requests may have come meanwhile.
         while (const std::uint32_t bits =
                    self.requests.fetch_and(~mask, std::memory_order_seq_cst) & mask) {
-            all |= bits;
+            taken |= bits;
             if ((bits & request::stop) != 0) {
                 park(lock, self);
             }
         }
-        if ((all & request::flush_tlb) != 0) {
+        if ((taken & request::flush_tlb) != 0) {
             flush_tlb_all(self);
         }
         Member* const own = member(self);
-        if ((all & request::guard_code) != 0 && own != nullptr) {
+        if ((taken & request::guard_code) != 0 && own != nullptr) {
             if (own->guarded.size() > max_guarded) {
                 drop_write_translations(self);
             } else {
@@ -202,7 +202,7 @@ void SoftVm::take(Cpu& self, std::uint32_t mask) noexcept
             changed_.notify_all();
         }
     }
-    if ((all & request::invalidate_code) != 0) {
+    if ((taken & request::invalidate_code) != 0) {
         take_stale_code(self);
     }
 }
