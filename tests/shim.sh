@@ -23,7 +23,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 prepare() {
-    install_missing "${vmm_build_packages[@]}" cpio qemu-system-x86
+    install_missing "${vmm_build_packages[@]}" cpio ovmf qemu-system-x86
     if [[ -z ${VMM_KVM:-} ]]; then
         say "==> building vmm-kvm"
         cmake -S "$root" --preset release >"$work/log" 2>&1 &&
@@ -66,6 +66,7 @@ boot() {
         -append 'console=ttyS0 panic=-1' "$@" >"$work/console" 2>"$work/errors" </dev/null
     status=$?
     [[ $status -eq 0 ]] || problem="exit status $status"
+    grep -aq 'user space on' "$work/console" || problem+=' no user space'
     grep -aqE "$regex" "$work/console" || problem+=" no line like '$regex'"
     grep -aq '^vmm-kvm:' "$work/errors" && problem+=" $(grep -am1 '^vmm-kvm:' "$work/errors")"
     report "$name" "$problem"
@@ -79,6 +80,10 @@ for machine in microvm pc q35; do
     done
     boot "qemu -M $machine,kernel-irqchip=off" 'user space on 1 CPUs, kvm-clock' -M "$machine,kernel-irqchip=off"
 done
-boot 'qemu -M q35 -cpu host -smp 2' 'user space on 2 CPUs, kvm-clock' -M q35,kernel-irqchip=on -cpu host -smp 2
+boot 'qemu -M q35 -cpu host -smp 4' 'user space on 4 CPUs, kvm-clock' -M q35,kernel-irqchip=on -cpu host -smp 4
+cp /usr/share/OVMF/OVMF_VARS.fd "$work/vars"
+boot 'qemu -M q35 with OVMF' 'efi: EFI v' -M q35,kernel-irqchip=on,smm=off \
+    -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE.fd \
+    -drive if=pflash,format=raw,file="$work/vars"
 echo "$passed passed, $failed failed"
 [[ $failed -eq 0 && $passed -gt 0 ]]
