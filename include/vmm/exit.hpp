@@ -71,6 +71,12 @@ struct Interrupted {};
 /// An external interrupt can be injected now (`Vcpu::request_irq_window`).
 struct IrqWindow {};
 
+/// The guest ended a level-triggered interrupt that the caller's I/O APIC sent: of a vector that
+/// one of the first GSIs of `Vm::create_split_irqchip()` leads to (KVM_EXIT_IOAPIC_EOI).
+struct IoapicEoi {
+    std::uint8_t vector;
+};
+
 /// What a debugger asked for came about (`Vcpu::set_guest_debug`, KVM_EXIT_DEBUG).
 struct Debug {
     std::uint8_t exception;  ///< 1: a step or a breakpoint of DR7.  3: INT3.
@@ -116,6 +122,7 @@ public:
                                 Shutdown,
                                 Interrupted,
                                 IrqWindow,
+                                IoapicEoi,
                                 Debug,
                                 InternalError,
                                 EntryFailure,

@@ -102,6 +102,7 @@ enum class Capability : std::uint32_t {
     IoapicPolarityIgnored = 97,
     IoeventfdNoLength = 100,
     MultiAddressSpace = 118,
+    SplitIrqchip = 121,
     IoeventfdAnyLength = 122,
     MaxVcpuId = 128,
     ImmediateExit = 136,

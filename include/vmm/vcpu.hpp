@@ -140,11 +140,14 @@ public:
     /// blocks that were gone on to the slow way.
     [[nodiscard]] std::vector<Statistic> statistics() const;
 
-    // --- Interrupts, where the VM has no irqchip of its own.
+    // --- Interrupts, where the VM has no PIC of its own: no irqchip, or a split one.
 
     /// KVM_INTERRUPT: delivers `vector` as soon as the guest allows.
     ///
-    /// @return ENXIO with an in-library irqchip, EEXIST while another one waits.
+    /// With a split irqchip LINT0 of the local APIC must let it through (ExtINT), until when it
+    /// waits.
+    ///
+    /// @return ENXIO with an in-library PIC, EEXIST while another one waits.
     Result<void> interrupt(std::uint8_t vector);
     /// What KVM_RUN tells with each exit; cheaper than `regs()` and `sregs()`.  With an irqchip
     /// `ready_for_interrupt_injection` is always set, as with KVM.

@@ -157,9 +157,17 @@ public:
     ///
     /// @return EEXIST the second time, EINVAL once a vCPU exists.
     Result<void> create_irqchip();
+    /// KVM_CAP_SPLIT_IRQCHIP: a local APIC for each vCPU, and nothing else.  The caller has the I/O
+    /// APIC and the PIC: it sends messages (`signal_msi()`, or routes of type `Msi`), gets
+    /// `IoapicEoi` for what the first `io_apic_pins` GSIs lead to, and gives a PIC's vectors by
+    /// `Vcpu::interrupt()`.
+    ///
+    /// @param io_apic_pins  0 to 4096.
+    /// @return EINVAL above that, EEXIST with an irqchip or once a vCPU exists.
+    Result<void> create_split_irqchip(std::uint32_t io_apic_pins);
     /// KVM_CREATE_PIT2: an 8254 with the speaker gate at port 0x61.
     ///
-    /// @return EEXIST the second time, ENOENT without an irqchip.
+    /// @return EEXIST the second time, ENOENT without an irqchip that has a PIC.
     Result<void> create_pit();
 
     /// KVM_IRQ_LINE_STATUS: drives a GSI.
@@ -190,7 +198,7 @@ public:
 
     /// KVM_GET_IRQCHIP and KVM_SET_IRQCHIP.  Interrupts that wait in the state set are delivered.
     ///
-    /// @return ENXIO without an irqchip; EINVAL for `ChipId::IoApic` as a PIC.
+    /// @return ENXIO without an irqchip that has them; EINVAL for `ChipId::IoApic` as a PIC.
     [[nodiscard]] Result<x86::irqchip::PicState> pic(x86::irqchip::ChipId chip) const;
     Result<void> set_pic(x86::irqchip::ChipId chip, const x86::irqchip::PicState& state);
     [[nodiscard]] Result<x86::irqchip::IoApicState> io_apic() const;

@@ -14,7 +14,7 @@ const char* Exit::name() const noexcept
         [](const Halt&) { return "halt"; }, [](const Shutdown&) { return "shutdown"; },
         [](const Interrupted&) { return "interrupted"; },
         [](const IrqWindow&) { return "irq window"; },
-        [](const Debug&) { return "debug"; },
+        [](const IoapicEoi&) { return "I/O APIC EOI"; }, [](const Debug&) { return "debug"; },
         [](const InternalError&) { return "internal error"; },
         [](const EntryFailure&) { return "entry failure"; },
         [](const Difference&) { return "difference"; }});

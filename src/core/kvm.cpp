@@ -118,6 +118,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::IrqfdResample:
     case Capability::IoapicPolarityIgnored:
     case Capability::IoeventfdNoLength:
+    case Capability::SplitIrqchip:
     case Capability::IoeventfdAnyLength:
     case Capability::GetMsrFeatures:
     case Capability::CoalescedPio:

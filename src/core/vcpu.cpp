@@ -255,10 +255,9 @@ Result<void> Vcpu::interrupt(std::uint8_t vector)
 
 x86::RunState Vcpu::run_state() const noexcept
 {
-    const bool has_irqchip = core_->lapic() != nullptr;
     return {core_->read_cr8(), core_->apic_base(),
             (core_->state(StateGroup::Registers).rflags & x86::Rflags::IF.mask) != 0U,
-            has_irqchip || core_->ready_for_interrupt_injection()};
+            core_->has_pic() || core_->ready_for_interrupt_injection()};
 }
 
 Result<void> Vcpu::set_cr8(std::uint64_t value)

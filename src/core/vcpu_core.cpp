@@ -159,6 +159,11 @@ Result<Exit> VcpuCore::run() noexcept
             complete_pending();
             return Exit{Interrupted{}, this};
         }
+        if (lapic_ != nullptr) {
+            if (const std::optional<std::uint8_t> ended = lapic_->take_eoi()) {
+                return Exit{IoapicEoi{*ended}, this};
+            }
+        }
         handle_init_and_sipi();
         if (clock_changed_.load(std::memory_order_relaxed) && clock_changed_.exchange(false)) {
             update_kvmclock();
@@ -218,6 +223,26 @@ void VcpuCore::handle_init_and_sipi() noexcept
     }
 }
 
+bool VcpuCore::has_pic() const noexcept
+{
+    return vm_->has_full_irqchip();
+}
+
+bool VcpuCore::takes_user_interrupts() const noexcept
+{
+    return !has_pic() && (lapic_ == nullptr || lapic_->accepts_pic_interrupt());
+}
+
+bool VcpuCore::has_user_interrupt() const noexcept
+{
+    return user_interrupt_.has_value() && takes_user_interrupts();
+}
+
+bool VcpuCore::has_interrupt() const noexcept
+{
+    return has_user_interrupt() || (lapic_ != nullptr && lapic_->has_interrupt());
+}
+
 bool VcpuCore::has_wake_event() noexcept
 {
     const x86::CpuState& cpu = state(StateGroup::Registers);
@@ -227,8 +252,7 @@ bool VcpuCore::has_wake_event() noexcept
         return init_pending_.load() || cpu.pending_debug != 0U || cpu.inject.has_value();
     }
     return nmi || init_pending_.load() || cpu.pending_debug != 0U || cpu.inject.has_value() ||
-           (takes_interrupts &&
-            (user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt())));
+           (takes_interrupts && has_interrupt());
 }
 
 bool VcpuCore::is_runnable() noexcept
@@ -275,7 +299,7 @@ void VcpuCore::choose_event() noexcept
 {
     x86::CpuState& cpu = state(StateGroup::Registers);
     cpu.nmi_window_requested = false;
-    cpu.irq_window_requested = user_irq_window_ && !block_events_;
+    cpu.irq_window_requested = user_irq_window_ && !block_events_ && takes_user_interrupts();
     if (block_events_) {
         return;
     }
@@ -283,8 +307,7 @@ void VcpuCore::choose_event() noexcept
         // They come first, and so does the rest of an instruction; what else is pending waits for
         // the next window.
         cpu.nmi_window_requested = nmi_pending_.load(std::memory_order_relaxed) != 0U;
-        cpu.irq_window_requested |=
-            user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt());
+        cpu.irq_window_requested |= has_interrupt();
         return;
     }
     const bool shadow = cpu.sti_shadow || cpu.mov_ss_shadow;
@@ -295,24 +318,19 @@ void VcpuCore::choose_event() noexcept
             nmi_pending_.fetch_sub(1);
             cpu.inject = x86::Event{x86::EventKind::Nmi, 2};
             cpu.nmi_window_requested = nmi_pending_.load(std::memory_order_relaxed) != 0U;
-            cpu.irq_window_requested |=
-                user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt());
+            cpu.irq_window_requested |= has_interrupt();
             return;
         }
     }
-    const bool has_interrupt =
-        user_interrupt_.has_value() || (lapic_ != nullptr && lapic_->has_interrupt());
-    if (!has_interrupt) {
+    if (!has_interrupt()) {
         return;
     }
     if (shadow || (cpu.rflags & rflags_if) == 0U) {
         cpu.irq_window_requested = true;
         return;
     }
-    std::optional<std::uint8_t> vector = std::exchange(user_interrupt_, std::nullopt);
-    if (!vector) {
-        vector = lapic_->acknowledge();
-    }
+    const std::optional<std::uint8_t> vector =
+        has_user_interrupt() ? std::exchange(user_interrupt_, std::nullopt) : lapic_->acknowledge();
     if (vector) {
         cpu.inject = x86::Event{x86::EventKind::ExternalInterrupt, *vector};
     }
@@ -326,7 +344,7 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
     case EngineExit::Reason::Interrupted:
     case EngineExit::Reason::NmiWindow: return std::nullopt;
     case EngineExit::Reason::IrqWindow:
-        if (user_irq_window_ && !user_interrupt_) {
+        if (user_irq_window_ && !user_interrupt_ && takes_user_interrupts()) {
             return IrqWindow{};
         }
         return std::nullopt;

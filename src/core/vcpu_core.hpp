@@ -69,6 +69,10 @@ public:
     Result<void> interrupt(std::uint8_t vector);
     [[nodiscard]] bool ready_for_interrupt_injection() noexcept;
     void request_irq_window(bool wanted) noexcept { user_irq_window_ = wanted; }
+    [[nodiscard]] bool has_pic() const noexcept;
+    /// Whether the caller has the PIC: there is no irqchip, or a split one whose LINT0 lets it
+    /// through.
+    [[nodiscard]] bool takes_user_interrupts() const noexcept;
     void nmi() noexcept { deliver_nmi(); }
     Result<void> notify_guest_stopped();
     Result<void> setup_mce(std::uint64_t mcg_cap);
@@ -123,6 +127,8 @@ private:
     void handle_init_and_sipi() noexcept;
     [[nodiscard]] bool is_runnable() noexcept;
     [[nodiscard]] bool has_wake_event() noexcept;
+    [[nodiscard]] bool has_user_interrupt() const noexcept;
+    [[nodiscard]] bool has_interrupt() const noexcept;
     void block() noexcept;
     void choose_event() noexcept;
     void note_delivered_nmi() noexcept;

@@ -425,9 +425,9 @@ std::optional<Gpa> VcpuCore::translate(Gva linear) noexcept
 
 Result<void> VcpuCore::interrupt(std::uint8_t vector)
 {
-    if (lapic_ != nullptr) {
+    if (vm_->has_full_irqchip()) {
         return Error{std::errc::no_such_device_or_address,
-                     fmt::format("interrupt({}): this VM has an irqchip; use set_irq_line or "
+                     fmt::format("interrupt({}): this VM has a PIC; use set_irq_line or "
                                  "signal_msi",
                                  vector)};
     }
@@ -444,7 +444,7 @@ bool VcpuCore::ready_for_interrupt_injection() noexcept
 {
     const x86::CpuState& cpu = state(StateGroup::Registers);
     return (cpu.rflags & x86::Rflags::IF.mask) != 0U && !cpu.sti_shadow && !cpu.mov_ss_shadow &&
-           !cpu.inject && !user_interrupt_;
+           !cpu.inject && !user_interrupt_ && takes_user_interrupts();
 }
 
 }  // namespace vmm::core

@@ -129,6 +129,11 @@ Result<void> Vm::create_irqchip()
     return core_->create_irqchip();
 }
 
+Result<void> Vm::create_split_irqchip(std::uint32_t io_apic_pins)
+{
+    return core_->create_split_irqchip(io_apic_pins);
+}
+
 Result<void> Vm::create_pit()
 {
     return core_->create_pit();

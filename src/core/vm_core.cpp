@@ -228,10 +228,47 @@ Result<void> VmCore::create_irqchip()
     return success;
 }
 
+Result<void> VmCore::create_split_irqchip(std::uint32_t io_apic_pins)
+{
+    constexpr std::uint32_t most_pins = 4096;
+    const std::lock_guard lock{mutex_};
+    if (io_apic_pins > most_pins) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("create_split_irqchip({}): an I/O APIC of at most {} pins",
+                                 io_apic_pins, most_pins)};
+    }
+    if (irqchip_ != nullptr || vcpu_created_) {
+        return Error{std::errc::file_exists,
+                     "create_split_irqchip: this VM has an irqchip or a vCPU already; it comes "
+                     "before the first vCPU, and one is all a VM can have"};
+    }
+    irqchip_ =
+        std::make_unique<x86::irqchip::Irqchip>(*event_loop_, x86::irqchip::IrqchipMode::Split);
+    io_apic_pins_ = io_apic_pins;
+    irqchip_->set_eoi_hook([this](std::uint32_t id, std::uint8_t vector) {
+        if (is_io_apic_vector(vector)) {
+            irqchip_->lapic(id)->leave_for_eoi(vector);
+        }
+    });
+    irqfds_ = std::make_unique<Irqfds>(*event_loop_, *irqchip_);
+    return success;
+}
+
+bool VmCore::is_io_apic_vector(std::uint8_t vector) const
+{
+    constexpr std::uint32_t level_triggered = 1U << 15U;
+    constexpr std::uint32_t vector_bits = 0xff;
+    const std::vector<x86::irqchip::GsiRoute> routes = irqchip_->routing();
+    return std::any_of(routes.begin(), routes.end(), [&](const x86::irqchip::GsiRoute& route) {
+        return route.gsi < io_apic_pins_ && route.type == x86::irqchip::GsiRouteType::Msi &&
+               (route.msi_data & level_triggered) != 0U && (route.msi_data & vector_bits) == vector;
+    });
+}
+
 Result<void> VmCore::create_pit()
 {
     const std::lock_guard lock{mutex_};
-    if (irqchip_ == nullptr) {
+    if (!has_full_irqchip()) {
         return Error{std::errc::no_such_file_or_directory,
                      "create_pit: the PIT raises interrupts of the irqchip, and this VM has none; "
                      "call create_irqchip first"};

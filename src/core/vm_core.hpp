@@ -53,6 +53,7 @@ public:
     [[nodiscard]] bool write_memory(Gpa to, std::span<const std::byte> from) noexcept;
 
     Result<void> create_irqchip();
+    Result<void> create_split_irqchip(std::uint32_t io_apic_pins);
     Result<void> create_pit();
     Result<int> set_irq_line(std::uint32_t gsi, bool level);
     Result<int> signal_msi(Gpa address, std::uint32_t data);
@@ -101,6 +102,11 @@ public:
     [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
 
     [[nodiscard]] x86::irqchip::Irqchip* irqchip() const noexcept { return irqchip_.get(); }
+    /// Whether there is an irqchip with a PIC and an I/O APIC.
+    [[nodiscard]] bool has_full_irqchip() const noexcept
+    {
+        return irqchip_ != nullptr && irqchip_->mode() == x86::irqchip::IrqchipMode::Full;
+    }
     [[nodiscard]] EventLoop& event_loop() const noexcept { return *event_loop_; }
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
 
@@ -123,6 +129,10 @@ private:
     std::uint64_t tsc_offset_;  // What the TSC was set to last, as an offset.
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;
+    /// The caller's I/O APIC sent `vector`: a route of its pins leads there, level-triggered.
+    [[nodiscard]] bool is_io_apic_vector(std::uint8_t vector) const;
+
+    std::uint32_t io_apic_pins_{};  // Of a split irqchip.
     std::unique_ptr<x86::irqchip::Irqchip> irqchip_;
     std::shared_ptr<x86::irqchip::Pit> pit_;
     std::unique_ptr<Irqfds> irqfds_;  // After the irqchip, which it uses.

@@ -60,7 +60,7 @@ Result<void> Vm::deassign_irqfd(int eventfd, std::uint32_t gsi)
 
 Result<PicState> Vm::pic(ChipId chip) const
 {
-    if (core_->irqchip() == nullptr) {
+    if (!core_->has_full_irqchip()) {
         return no_irqchip(std::errc::no_such_device_or_address, "pic");
     }
     if (chip != ChipId::PicMaster && chip != ChipId::PicSlave) {
@@ -71,7 +71,7 @@ Result<PicState> Vm::pic(ChipId chip) const
 
 Result<void> Vm::set_pic(ChipId chip, const PicState& state)
 {
-    if (core_->irqchip() == nullptr) {
+    if (!core_->has_full_irqchip()) {
         return no_irqchip(std::errc::no_such_device_or_address, "set_pic");
     }
     if (chip != ChipId::PicMaster && chip != ChipId::PicSlave) {
@@ -83,7 +83,7 @@ Result<void> Vm::set_pic(ChipId chip, const PicState& state)
 
 Result<IoApicState> Vm::io_apic() const
 {
-    if (core_->irqchip() == nullptr) {
+    if (!core_->has_full_irqchip()) {
         return no_irqchip(std::errc::no_such_device_or_address, "io_apic");
     }
     return core_->irqchip()->io_apic_state();
@@ -91,7 +91,7 @@ Result<IoApicState> Vm::io_apic() const
 
 Result<void> Vm::set_io_apic(const IoApicState& state)
 {
-    if (core_->irqchip() == nullptr) {
+    if (!core_->has_full_irqchip()) {
         return no_irqchip(std::errc::no_such_device_or_address, "set_io_apic");
     }
     core_->irqchip()->set_io_apic_state(state);

@@ -117,6 +117,12 @@ void LocalApic::with_sink(F&& f) noexcept
     sink_calls_.fetch_sub(1);
 }
 
+void LocalApic::leave_for_eoi(std::uint8_t vector) noexcept
+{
+    ended_.store(vector);
+    kick();
+}
+
 void LocalApic::kick() noexcept
 {
     with_sink([](VcpuSink& sink) { sink.kick(); });

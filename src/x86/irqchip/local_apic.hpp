@@ -111,6 +111,16 @@ public:
     {
         return accepts_pic_.load(std::memory_order_acquire);
     }
+    /// The guest has ended an interrupt of the caller's I/O APIC: the vCPU leaves to say so.
+    void leave_for_eoi(std::uint8_t vector) noexcept;
+    /// What `leave_for_eoi()` was told, once.
+    [[nodiscard]] std::optional<std::uint8_t> take_eoi() noexcept
+    {
+        if (ended_.load(std::memory_order_relaxed) < 0) {
+            return std::nullopt;
+        }
+        return static_cast<std::uint8_t>(ended_.exchange(-1));
+    }
     [[nodiscard]] std::uint8_t tpr() const noexcept;
     void set_tpr(std::uint8_t value) noexcept;
     /// TPR bits 7:4.
@@ -257,6 +267,7 @@ private:
     // For readers without the lock; written under it.
     std::atomic<bool> deliverable_{};
     std::atomic<bool> accepts_pic_{};
+    std::atomic<int> ended_{-1};  // The vector that the vCPU leaves for.
     std::atomic<std::uint32_t> match_id_{};
     std::atomic<std::uint32_t> match_ldr_{};
     std::atomic<std::uint32_t> match_flags_{};

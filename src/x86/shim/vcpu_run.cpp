@@ -136,6 +136,11 @@ long VcpuFile::show(kvm_run& area, const Exit& exit)
                        area.exit_reason = KVM_EXIT_IRQ_WINDOW_OPEN;
                        return 0L;
                    },
+                   [&](const IoapicEoi& e) {
+                       area.exit_reason = KVM_EXIT_IOAPIC_EOI;
+                       area.eoi.vector = e.vector;
+                       return 0L;
+                   },
                    [&](const Debug& e) {
                        area.exit_reason = KVM_EXIT_DEBUG;
                        area.debug.arch = {};
@@ -222,8 +227,8 @@ long VcpuFile::run_locked(RunScope& scope)
         if (!vcpu_.set_cr8(now(area.cr8))) {
             return -EINVAL;
         }
-        vcpu_.request_irq_window(now(area.request_interrupt_window) != 0);
     }
+    vcpu_.request_irq_window(now(area.request_interrupt_window) != 0);
     take_answer(area);
     has_run_ = true;
     if (now(area.immediate_exit) != 0) {

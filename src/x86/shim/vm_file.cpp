@@ -35,6 +35,19 @@ long limit_vcpu_ids(VmFile& file, __u64 end)
     return file.vcpu_id_end.compare_exchange_strong(none, end) || none == end ? 0 : -EINVAL;
 }
 
+long create_split_irqchip(VmFile& file, __u64 io_apic_pins)
+{
+    if (io_apic_pins > 0xffff'ffffU) {
+        return -EINVAL;
+    }
+    const long result =
+        result_of(file.vm().create_split_irqchip(static_cast<std::uint32_t>(io_apic_pins)));
+    if (result == 0) {
+        file.has_irqchip = true;
+    }
+    return result;
+}
+
 long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
 {
     if (wanted.flags != 0) {
@@ -50,6 +63,7 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
             file.x2apic_ids_are_32_bits = true;
         }
         return 0;
+    case KVM_CAP_SPLIT_IRQCHIP: return create_split_irqchip(file, wanted.args[0]);
     case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(file, wanted.args[0]);
     case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
         if ((wanted.args[0] & ~__u64{KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}) != 0) {

@@ -56,7 +56,7 @@ long get_irqchip(VmFile& file, kvm_irqchip& chip)
     case KVM_IRQCHIP_PIC_SLAVE:
         return store(chip.chip.pic, file.vm().pic(static_cast<ChipId>(chip.chip_id)));
     case KVM_IRQCHIP_IOAPIC: return store(chip.chip.ioapic, file.vm().io_apic());
-    default: return file.has_irqchip ? -EINVAL : -ENXIO;
+    default: return file.vm().io_apic() ? -EINVAL : -ENXIO;
     }
 }
 
@@ -69,7 +69,7 @@ long set_irqchip(VmFile& file, const kvm_irqchip& chip)
                                            std::bit_cast<PicState>(chip.chip.pic)));
     case KVM_IRQCHIP_IOAPIC:
         return result_of(file.vm().set_io_apic(std::bit_cast<IoApicState>(chip.chip.ioapic)));
-    default: return file.has_irqchip ? -EINVAL : -ENXIO;
+    default: return file.vm().io_apic() ? -EINVAL : -ENXIO;
     }
 }
 
