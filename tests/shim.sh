@@ -80,6 +80,8 @@ for machine in microvm pc q35; do
     done
     boot "qemu -M $machine,kernel-irqchip=off" 'user space on 1 CPUs, kvm-clock' -M "$machine,kernel-irqchip=off"
 done
+boot 'qemu -M microvm, split irqchip by itself' 'user space on 2 CPUs, kvm-clock' -M microvm -smp 2
+boot 'qemu -M q35,kernel-irqchip=split' 'user space on 2 CPUs, kvm-clock' -M q35,kernel-irqchip=split -smp 2
 boot 'qemu -M q35 -cpu host -smp 4' 'user space on 4 CPUs, kvm-clock' -M q35,kernel-irqchip=on -cpu host -smp 4
 cp /usr/share/OVMF/OVMF_VARS.fd "$work/vars"
 boot 'qemu -M q35 with OVMF' 'efi: EFI v' -M q35,kernel-irqchip=on,smm=off \
