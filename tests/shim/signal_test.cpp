@@ -138,8 +138,9 @@ TEST(SignalsDeathTest, AFaultOfTheClientIsItsOwn)
             struct sigaction action {};
             action.sa_handler = [](int) { ::_exit(42); };
             change_action(SIGSEGV, &action, nullptr);
-            *static_cast<volatile int*>(nullptr) =
-                1;  // NOLINT(clang-analyzer-core.NullDereference)
+            void* const closed =
+                ::mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            *static_cast<volatile int*>(closed) = 1;
         },
         testing::ExitedWithCode(42), "");
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <deque>
 #include <mutex>
 #include <set>
 #include <utility>
@@ -32,6 +33,13 @@ std::atomic<SigactionFunction> real_sigaction{&::sigaction};
 /// in its hands.
 std::array<std::atomic<const Action*>, signal_count> wanted{};
 std::mutex changes;
+
+/// @pre `changes` is locked
+const Action* keep(const Action& action)
+{
+    static auto& kept = *new std::deque<Action>;
+    return &kept.emplace_back(action);
+}
 
 bool is_fault(int signal, const siginfo_t& info) noexcept
 {
@@ -162,7 +170,7 @@ void own_signals() noexcept
             continue;
         }
         if (wanted[index].load() == nullptr) {
-            wanted[index].store(new Action(before));
+            wanted[index].store(keep(before));
         }
         Action ours = ours_for(before);
         // A fault may come on an alternate stack's thread, and while others are handled.
@@ -187,7 +195,7 @@ int change_action(int signal, const struct sigaction* action, struct sigaction* 
         }
     } else {
         const bool take = has_handler(*action) || (is_always_ours(signal) && faults_are_ours);
-        const auto* const record = new Action(*action);
+        const Action* const record = keep(*action);
         // Before the kernel has it, so that no signal meets a handler without a record.
         wanted[index].store(record, std::memory_order_release);
         Action given = take ? ours_for(*action) : *action;
@@ -196,7 +204,6 @@ int change_action(int signal, const struct sigaction* action, struct sigaction* 
         }
         if (real(signal, &given, &kernels) != 0) {
             wanted[index].store(before, std::memory_order_release);
-            delete record;
             return -1;
         }
     }
