@@ -26,16 +26,20 @@ cp "$guest/initramfs.cpio" "$work/initrd"
 (cd "$work/part" && find vmm bin -type f | cpio --quiet -o -H newc -R 0:0) >>"$work/initrd"
 append="console=ttyS0,115200 quiet loglevel=1 panic=-1 vmm_mode=command"
 
-# measure NAME COMMAND…: into $work/NAME, as the guest prints it, with a line cpu_milliseconds.
+# measure NAME COMMAND…: into $work/NAME, as the guest prints it, with a line boot_cpu.
 measure() {
     local name=$1
     shift
     TIMEFORMAT='%U %S'
     { time timeout 300 "$@" </dev/null 2>/dev/null | tr -d '\r' | grep -E '^[a-z_]+ [0-9]+$' >"$work/$name"; } 2>"$work/time" || true
+    if [[ ! -s $work/$name ]]; then
+        say "$name: the guest came to no end"
+        return
+    fi
     awk '{ printf "boot_cpu %.0f\n", ($1 + $2) * 1e9 }' "$work/time" >>"$work/$name"
 }
 
-linux=("$root/build/release/bin/vmm-linux" --kernel "$kernel" --initrd "$work/initrd" --append "$append" --no-reboot)
+linux=("${VMM_LINUX:-$root/build/release/bin/vmm-linux}" --kernel "$kernel" --initrd "$work/initrd" --append "$append" --no-reboot)
 names=(translator interpreter)
 measure translator "${linux[@]}" --engine soft:translator
 measure interpreter "${linux[@]}" --engine soft:interpreter
