@@ -189,9 +189,9 @@ TEST(KvmRun, WritesToCoalescedZonesAreInTheRing)
 TEST(KvmRun, AnIrqfdWakesAHaltedGuest)
 {
     const Guest guest(Guest::Irqchip::Full);
-    // The PIC: vectors from 0x20, IRQ 4 unmasked; then sti; hlt
-    guest.code({0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6,
-                0x21, 0xb0, 0x01, 0xe6, 0x21, 0xb0, 0xef, 0xe6, 0x21, 0xfb, 0xf4});
+    // The PIC: vectors from 0x20, IRQ 4 unmasked; out %al, $0x44; sti; hlt
+    guest.code({0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21,
+                0xb0, 0x01, 0xe6, 0x21, 0xb0, 0xef, 0xe6, 0x21, 0xe6, 0x44, 0xfb, 0xf4});
     guest.memory().place(0x24 * 4, {0x00, 0x20, 0, 0});
     guest.memory().place(0x2000, {0xe6, 0x33});  // out %al, $0x33
     kvm_lapic_state lapic{};
@@ -201,7 +201,8 @@ TEST(KvmRun, AnIrqfdWakesAHaltedGuest)
     wanted.fd = static_cast<__u32>(event.get());
     wanted.gsi = 4;
     ASSERT_EQ(call(guest.vm(), KVM_IRQFD, &wanted), 0);
-    // Before the run: the event loop raises the line whenever it comes to it.
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().io.port, 0x44U) << "from here on the PIC takes it";
     ASSERT_EQ(::eventfd_write(event.get(), 1), 0);
     ASSERT_EQ(guest.enter(), 0);
     EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_IO));
