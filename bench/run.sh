@@ -65,7 +65,7 @@ if [[ -n $machine ]]; then
     tests/hardware.sh "$machine" -- build/release/bin/vmm-bench --benchmark_repetitions=3 --benchmark_min_time=0.02 \
         --benchmark_filter=-thousand_vms \
         --benchmark_format=json '2>/tmp/engines && echo && sed "s/^/engines: /" /tmp/engines' |
-        tee "$raw/output" | sed -un 's/^ *"run_name": "\([^"]*\)".*/    \1/p' | uniq >&2
+        tee "$raw/output" | sed -un 's/^ *"run_name": "\([^"]*\)".*/    \1/p' | stdbuf -oL uniq >&2
     sed -n '/^{/,/^}/p' "$raw/output" >"$raw/exits.json"
     sed -n 's/^engines: \(engine .*\)/\1/p' "$raw/output"
     name="AMD EPYC with SVM, as QEMU's TCG has it"
