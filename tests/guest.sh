@@ -11,23 +11,12 @@
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=checks.sh
+source "$root/tests/checks.sh"
 run=$root/examples/run.sh
-passed=0
-failed=0
 seconds=${VMM_GUEST_SECONDS:-120} # The most one boot may take.
 errors=$(mktemp)
 trap 'rm -f "$errors"' EXIT
-
-report() { # NAME PROBLEM
-    if [[ -z $2 ]]; then
-        passed=$((passed + 1))
-        echo "ok      $1"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $1: $2"
-        sed 's/^/        /' "$errors" | tail -n 5
-    fi
-}
 
 # expect NAME STATUS REGEX [OPTION…] -- COMMAND…: what the guest's command prints matches REGEX as a whole, and
 # run.sh ends with STATUS.
@@ -38,7 +27,7 @@ expect() {
     got=$?
     [[ $got -eq $status ]] || problem="exit status $got, expected $status"
     [[ $output =~ ^($regex)$ ]] || problem+=" output '$output', expected '$regex'"
-    report "$name" "$problem"
+    report "$name" "$problem" "$errors"
 }
 
 expect_stdin() { # NAME STATUS REGEX INPUT
@@ -47,7 +36,7 @@ expect_stdin() { # NAME STATUS REGEX INPUT
     got=$?
     [[ $got -eq $2 ]] || problem="exit status $got, expected $2"
     [[ $output =~ ^($3)$ ]] || problem+=" output '$output', expected '$3'"
-    report "$1" "$problem"
+    report "$1" "$problem" "$errors"
 }
 
 boots() {
@@ -97,5 +86,4 @@ checks) checks ;;
     exit 2
     ;;
 esac
-echo "$passed passed, $failed failed"
-[[ $failed -eq 0 && $passed -gt 0 ]]
+finish

@@ -14,17 +14,17 @@ set -u
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=../cmake/packages.sh
 source "$root/cmake/packages.sh"
+# shellcheck source=checks.sh
+source "$root/tests/checks.sh"
 
 seconds=${VMM_SELFTEST_SECONDS:-60} # The most one of them may take.
 program=${VMM_KVM:-$root/build/release/bin/vmm-kvm}
 tree=$root/build/selftests
-passed=0
 skipped=0
-failed=0
 
 # A list that may only grow.
 must_pass=(
-    cpuid_test cr4_cpuid_sync_test demand_paging_test dirty_log_perf_test get_msr_index_features kvm_clock_test
+    cpuid_test cr4_cpuid_sync_test debug_regs demand_paging_test dirty_log_perf_test get_msr_index_features kvm_clock_test
     kvm_create_max_vcpus kvm_page_table_test max_vcpuid_cap_test memslot_modification_stress_test set_boot_cpu_id
     set_sregs_test state_test sync_regs_test tsc_msrs_test userspace_io_test xapic_ipi_test xapic_state_test xss_msr_test
 )
@@ -68,18 +68,12 @@ run() { # NAME
     timeout -k 2 "$seconds" "$program" --log error --engine soft -- "$tree/bin/$1" >"$log" 2>&1 </dev/null
     status=$?
     case $status in
-    0)
-        passed=$((passed + 1))
-        echo "ok      $1"
-        ;;
+    0) report "$1" '' ;;
     4) # kselftest's "skip".
         skipped=$((skipped + 1))
         echo "skip    $1: $(grep -av '^ *$' "$log" | tail -n 1)"
         ;;
-    *)
-        failed=$((failed + 1))
-        echo "FAILED  $1: status $status: $(grep -av '^ *$' "$log" | tail -n 1)"
-        ;;
+    *) report "$1" "status $status: $(grep -av '^ *$' "$log" | tail -n 1)" ;;
     esac
 }
 
@@ -93,5 +87,4 @@ for name in "${names[@]}"; do
     run "$name"
 done
 [[ $skipped -eq 0 ]] || echo "$skipped skipped"
-echo "$passed passed, $failed failed"
-[[ $failed -eq 0 && $passed -gt 0 ]]
+finish

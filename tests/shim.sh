@@ -14,11 +14,11 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/cmake/packages.sh"
 # shellcheck source=../cmake/guest.sh
 source "$root/cmake/guest.sh"
+# shellcheck source=checks.sh
+source "$root/tests/checks.sh"
 
 seconds=${VMM_GUEST_SECONDS:-120} # The most one boot may take.
 program=${VMM_KVM:-$root/build/release/bin/vmm-kvm}
-passed=0
-failed=0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -46,17 +46,6 @@ END
     (cd "$work/tree" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$work/initrd"
 }
 
-report() { # NAME PROBLEM
-    if [[ -z $2 ]]; then
-        passed=$((passed + 1))
-        echo "ok      $1"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $1: $2"
-        tail -n 5 "$work/console" "$work/errors" | sed 's/^/        /'
-    fi
-}
-
 # boot NAME REGEX QEMU-OPTION…: the guest's console has a line that matches, and QEMU ends by itself.
 boot() {
     local name=$1 regex=$2 status problem=
@@ -69,7 +58,7 @@ boot() {
     grep -aq 'user space on' "$work/console" || problem+=' no user space'
     grep -aqE "$regex" "$work/console" || problem+=" no line like '$regex'"
     grep -aq '^vmm-kvm:' "$work/errors" && problem+=" $(grep -am1 '^vmm-kvm:' "$work/errors")"
-    report "$name" "$problem"
+    report "$name" "$problem" "$work/console" "$work/errors"
 }
 
 prepare
@@ -87,5 +76,4 @@ cp /usr/share/OVMF/OVMF_VARS.fd "$work/vars"
 boot 'qemu -M q35 with OVMF' 'efi: EFI v' -M q35,kernel-irqchip=on,smm=off \
     -drive if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE.fd \
     -drive if=pflash,format=raw,file="$work/vars"
-echo "$passed passed, $failed failed"
-[[ $failed -eq 0 && $passed -gt 0 ]]
+finish

@@ -117,6 +117,7 @@ public:
     Result<void> set_debug_regs(const x86::DebugRegs& regs);
 
     /// KVM_SET_GUEST_DEBUG: what leaves with `Debug` from now on, instead of what was set before.
+    /// A breakpoint that was met is met again by the next run: take it away, and step, to get on.
     ///
     /// @return EINVAL for a DR7 that does not fit in 32 bits.
     Result<void> set_guest_debug(const x86::GuestDebug& debug);

@@ -161,6 +161,7 @@ Result<Exit> VcpuCore::run() noexcept
         }
         if (lapic_ != nullptr) {
             if (const std::optional<std::uint8_t> ended = lapic_->take_eoi()) {
+                complete_pending();
                 return Exit{IoapicEoi{*ended}, this};
             }
         }

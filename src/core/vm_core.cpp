@@ -244,25 +244,13 @@ Result<void> VmCore::create_split_irqchip(std::uint32_t io_apic_pins)
     }
     irqchip_ =
         std::make_unique<x86::irqchip::Irqchip>(*event_loop_, x86::irqchip::IrqchipMode::Split);
-    io_apic_pins_ = io_apic_pins;
-    irqchip_->set_eoi_hook([this](std::uint32_t id, std::uint8_t vector) {
-        if (is_io_apic_vector(vector)) {
+    irqchip_->set_eoi_hook([this, io_apic_pins](std::uint32_t id, std::uint8_t vector) {
+        if (irqchip_->has_level_message(io_apic_pins, vector)) {
             irqchip_->lapic(id)->leave_for_eoi(vector);
         }
     });
     irqfds_ = std::make_unique<Irqfds>(*event_loop_, *irqchip_);
     return success;
-}
-
-bool VmCore::is_io_apic_vector(std::uint8_t vector) const
-{
-    constexpr std::uint32_t level_triggered = 1U << 15U;
-    constexpr std::uint32_t vector_bits = 0xff;
-    const std::vector<x86::irqchip::GsiRoute> routes = irqchip_->routing();
-    return std::any_of(routes.begin(), routes.end(), [&](const x86::irqchip::GsiRoute& route) {
-        return route.gsi < io_apic_pins_ && route.type == x86::irqchip::GsiRouteType::Msi &&
-               (route.msi_data & level_triggered) != 0U && (route.msi_data & vector_bits) == vector;
-    });
 }
 
 Result<void> VmCore::create_pit()

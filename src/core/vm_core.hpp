@@ -129,10 +129,6 @@ private:
     std::uint64_t tsc_offset_;  // What the TSC was set to last, as an offset.
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;
-    /// The caller's I/O APIC sent `vector`: a route of its pins leads there, level-triggered.
-    [[nodiscard]] bool is_io_apic_vector(std::uint8_t vector) const;
-
-    std::uint32_t io_apic_pins_{};  // Of a split irqchip.
     std::unique_ptr<x86::irqchip::Irqchip> irqchip_;
     std::shared_ptr<x86::irqchip::Pit> pit_;
     std::unique_ptr<Irqfds> irqfds_;  // After the irqchip, which it uses.

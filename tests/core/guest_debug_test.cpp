@@ -155,6 +155,12 @@ TEST_P(GuestDebugTest, ABreakpointOnAnInstruction)
     EXPECT_EQ(debug.pc.value(), at + 2U);
     EXPECT_EQ(debug.dr6 & 0xfU, 2U);
     EXPECT_EQ(vcpu.regs().rax & 0xffffU, 2U);
+    // It stands there still, and so does another one on the same instruction.
+    EXPECT_EQ(expect_debug(vcpu).dr6 & 0xfU, 2U);
+    ASSERT_TRUE(vcpu.set_guest_debug(
+        {.hardware_breakpoints = true, .db = {0, 0, 0, at + 2U}, .dr7 = 0x40}));
+    EXPECT_EQ(expect_debug(vcpu).dr6 & 0xfU, 8U);
+    EXPECT_EQ(vcpu.regs().rax & 0xffffU, 2U);
     ASSERT_TRUE(vcpu.set_guest_debug({}));
     EXPECT_TRUE(vcpu.run()->is<Halt>());
 }
@@ -191,6 +197,21 @@ TEST_P(GuestDebugTest, TheGuestsDebugRegistersAreStillItsOwn)
     EXPECT_EQ(vcpu.regs().rbx, 0x1234U);
     EXPECT_EQ(vcpu.debug_regs().db[2], 0x1234U);
     EXPECT_EQ(vcpu.debug_regs().dr7, 0x400U);
+}
+
+TEST_P(GuestDebugTest, GeneralDetectCatchesTheGuestsAccesses)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this /dev/kvm has no such exit";
+    }
+    SmallVm small{engine()};
+    small.place(at, {0x40, 0x0f, 0x21, 0xc3, 0xf4});  // inc %ax; mov %db0, %ebx; hlt
+    Vcpu vcpu = small.vcpu();
+    ASSERT_TRUE(vcpu.set_guest_debug({.hardware_breakpoints = true, .dr7 = 1U << 13U}));
+    const Debug debug = expect_debug(vcpu);
+    EXPECT_EQ(debug.exception, 1U);
+    EXPECT_EQ(debug.pc.value(), at + 1U);
+    EXPECT_EQ(debug.dr6, dr6_reset | 1U << 13U);
 }
 
 TEST_P(GuestDebugTest, WithoutADebuggerDebugExceptionsAreTheGuests)

@@ -51,13 +51,9 @@ void kick_until(pthread_t thread, int number, Done done)
     }
 }
 
-TEST(Signals, OneEndsALoopOfTheGuest)
+/// KVM_RUN on a thread that SIGUSR1 is sent to until the call and the handler are over.
+long enter_until_signalled(const Guest& guest)
 {
-    const Guest guest;
-    guest.code({0xeb, 0xfe});  // jmp .
-    handled = 0;
-    vcpu_of_handler = guest.vcpu();
-    install(SIGUSR1, look_at_vcpu);
     std::atomic<bool> over{false};
     long result = 0;
     std::thread runner{[&] {
@@ -69,6 +65,17 @@ TEST(Signals, OneEndsALoopOfTheGuest)
     }};
     kick_until(runner.native_handle(), SIGUSR1, [&] { return over.load(); });
     runner.join();
+    return result;
+}
+
+TEST(Signals, OneEndsALoopOfTheGuest)
+{
+    const Guest guest;
+    guest.code({0xeb, 0xfe});  // jmp .
+    handled = 0;
+    vcpu_of_handler = guest.vcpu();
+    install(SIGUSR1, look_at_vcpu);
+    const long result = enter_until_signalled(guest);
     EXPECT_EQ(result, -EINTR);
     EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_INTR));
     EXPECT_EQ(seen_by_handler, 0) << "the handler runs when KVM_RUN is over";
@@ -80,17 +87,7 @@ TEST(Signals, OneEndsAHalt)
     guest.code({0xf4});
     handled = 0;
     install(SIGUSR1, count);
-    std::atomic<bool> over{false};
-    long result = 0;
-    std::thread runner{[&] {
-        result = guest.enter();
-        over = true;
-        while (handled == 0) {
-            std::this_thread::yield();
-        }
-    }};
-    kick_until(runner.native_handle(), SIGUSR1, [&] { return over.load(); });
-    runner.join();
+    const long result = enter_until_signalled(guest);
     EXPECT_EQ(result, -EINTR);
 }
 

@@ -103,6 +103,12 @@ public:
     Result<void> set_routing(std::span<const GsiRoute> routes) { return routing_.replace(routes); }
     [[nodiscard]] std::vector<GsiRoute> routing() const { return routing_.all(); }
 
+    /// `RoutingTable::has_level_message()`.
+    [[nodiscard]] bool has_level_message(std::uint32_t end_gsi, std::uint8_t vector) const noexcept
+    {
+        return routing_.has_level_message(end_gsi, vector);
+    }
+
     /// Calls when the guest has ended an interrupt of the GSI (resamplefd).
     /// @return a number for `remove_ack_notifier`.
     std::uint64_t add_ack_notifier(std::uint32_t gsi, AckNotifier notifier);

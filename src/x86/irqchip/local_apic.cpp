@@ -10,65 +10,12 @@
 #include <thread>
 #include <utility>
 
+#include "x86/irqchip/local_apic_bits.hpp"
+
 namespace vmm::x86::irqchip {
 namespace {
 
 using Reg = LapicRegister;
-
-constexpr std::uint64_t base_bootstrap = 1U << 8U;
-constexpr std::uint64_t base_x2apic = 1U << 10U;
-constexpr std::uint64_t base_enable = 1U << 11U;
-constexpr std::uint64_t base_reserved = 0x2ff;
-
-constexpr std::uint32_t svr_enable = 1U << 8U;
-constexpr std::uint32_t svr_suppress_eoi_broadcast = 1U << 12U;
-constexpr std::uint32_t version_suppress_eoi_broadcast = 1U << 24U;
-constexpr std::uint32_t lvt_masked = 1U << 16U;
-constexpr std::uint32_t lvt_level = 1U << 15U;
-constexpr std::uint32_t lint0_ext_int = 7U << 8U;
-
-// SDM Vol. 3A "Error Status Register (ESR)".
-constexpr std::uint32_t esr_send_illegal_vector = 1U << 5U;
-constexpr std::uint32_t esr_receive_illegal_vector = 1U << 6U;
-constexpr std::uint32_t esr_illegal_register = 1U << 7U;
-
-constexpr std::uint8_t first_legal_vector = 16;
-
-// What a bus thread must know to match a destination.
-constexpr std::uint32_t match_hardware_enabled = 1;
-constexpr std::uint32_t match_software_enabled = 2;
-constexpr std::uint32_t match_x2apic = 4;
-constexpr std::uint32_t match_flat = 8;
-constexpr std::uint32_t match_cluster = 16;
-
-constexpr std::uint32_t msr_tsc_deadline = 0x6e0;
-constexpr std::uint32_t msr_x2apic_first = 0x800;
-constexpr std::uint32_t msr_x2apic_last = 0x83f;
-
-constexpr std::array lvt_registers{Reg::LvtTimer, Reg::LvtThermal, Reg::LvtPerformance,
-                                   Reg::LvtLint0, Reg::LvtLint1,   Reg::LvtError};
-
-constexpr bool is_bitmap(std::uint32_t offset) noexcept
-{
-    return offset >= 0x100 && offset < 0x280;
-}
-
-constexpr bool is_x2apic_base(std::uint64_t base) noexcept
-{
-    return (base & base_x2apic) != 0U;
-}
-
-constexpr bool is_enabled_base(std::uint64_t base) noexcept
-{
-    return (base & base_enable) != 0U;
-}
-
-/// SDM Vol. 3A "Deriving Logical x2APIC ID from the Local x2APIC ID".
-constexpr std::uint32_t x2apic_logical_id(std::uint32_t id) noexcept
-{
-    return ((id >> 4U) << 16U) | (1U << (id & 0xfU));
-}
-
 }  // namespace
 
 // --- Life and death.
@@ -138,16 +85,16 @@ void LocalApic::set_features(const LapicFeatures& features) noexcept
 std::uint32_t LocalApic::version_locked() const noexcept
 {
     constexpr std::uint32_t version = 0x14;
-    constexpr std::uint32_t last_lvt = lvt_registers.size() - 1U;
+    constexpr std::uint32_t last_lvt = apic::lvt_registers.size() - 1U;
     // Directed EOI needs an I/O APIC with an EOI register, which ours is not.
     const bool directed_eoi = features_.x2apic && !has_io_apic_;
-    return version | (last_lvt << 16U) | (directed_eoi ? version_suppress_eoi_broadcast : 0U);
+    return version | (last_lvt << 16U) | (directed_eoi ? apic::version_suppress_eoi_broadcast : 0U);
 }
 
 void LocalApic::reset() noexcept
 {
     const std::lock_guard lock{mutex_};
-    base_ = default_base | base_enable | (initial_id_ == 0U ? base_bootstrap : 0U);
+    base_ = default_base | apic::base_enable | (initial_id_ == 0U ? apic::base_bootstrap : 0U);
     reg(Reg::Id) = initial_id_ << 24U;
     reset_registers_locked();
     static_cast<void>(update_locked());
@@ -169,15 +116,15 @@ void LocalApic::reset_registers_locked() noexcept
     reg(Reg::Id) = id;
     reg(Reg::Version) = version_locked();
     reg(Reg::Dfr) = ~0U;
-    reg(Reg::Ldr) = is_x2apic() ? x2apic_logical_id(initial_id_) : 0U;
+    reg(Reg::Ldr) = is_x2apic() ? apic::x2apic_logical_id(initial_id_) : 0U;
     reg(Reg::Svr) = 0xff;
-    for (const Reg lvt : lvt_registers) {
-        reg(lvt) = lvt_masked;
+    for (const Reg lvt : apic::lvt_registers) {
+        reg(lvt) = apic::lvt_masked;
     }
     if (initial_id_ == 0U) {
         // Deviates: masked in the manual.  Firmware sets up virtual wire mode; guests that are
         // booted without one expect it from KVM.
-        reg(Reg::LvtLint0) = lint0_ext_int;
+        reg(Reg::LvtLint0) = apic::lint0_ext_int;
     }
     pending_errors_ = 0;
     timer_mode_ = TimerMode::OneShot;
@@ -188,17 +135,17 @@ void LocalApic::reset_registers_locked() noexcept
 
 bool LocalApic::hardware_enabled() const noexcept
 {
-    return is_enabled_base(base_);
+    return apic::is_enabled_base(base_);
 }
 
 bool LocalApic::software_enabled() const noexcept
 {
-    return (reg(Reg::Svr) & svr_enable) != 0U;
+    return (reg(Reg::Svr) & apic::svr_enable) != 0U;
 }
 
 bool LocalApic::is_x2apic() const noexcept
 {
-    return is_x2apic_base(base_);
+    return apic::is_x2apic_base(base_);
 }
 
 int LocalApic::highest_locked(Reg first) const noexcept
@@ -246,8 +193,8 @@ bool LocalApic::update_locked() noexcept
     const bool deliverable = hardware_enabled() && requested >= 0 &&
                              (static_cast<std::uint32_t>(requested) & 0xf0U) > (ppr & 0xf0U);
     const std::uint32_t lint0 = reg(Reg::LvtLint0);
-    const bool accepts_pic =
-        !hardware_enabled() || ((lint0 & lvt_masked) == 0U && (lint0 & 0x700U) == lint0_ext_int);
+    const bool accepts_pic = !hardware_enabled() || ((lint0 & apic::lvt_masked) == 0U &&
+                                                     (lint0 & 0x700U) == apic::lint0_ext_int);
 
     const std::uint32_t id = reg(Reg::Id);
     // An id above 254 has no place in the xAPIC register; the bus knows it in full.
@@ -255,10 +202,11 @@ bool LocalApic::update_locked() noexcept
     match_id_.store(initial ? initial_id_ : id >> 24U, std::memory_order_relaxed);
     match_ldr_.store(reg(Reg::Ldr), std::memory_order_relaxed);
     const std::uint32_t model = reg(Reg::Dfr) >> 28U;
-    match_flags_.store((hardware_enabled() ? match_hardware_enabled : 0U) |
-                           (software_enabled() ? match_software_enabled : 0U) |
-                           (is_x2apic() ? match_x2apic : 0U) | (model == 0xfU ? match_flat : 0U) |
-                           (model == 0U ? match_cluster : 0U),
+    match_flags_.store((hardware_enabled() ? apic::match_hardware_enabled : 0U) |
+                           (software_enabled() ? apic::match_software_enabled : 0U) |
+                           (is_x2apic() ? apic::match_x2apic : 0U) |
+                           (model == 0xfU ? apic::match_flat : 0U) |
+                           (model == 0U ? apic::match_cluster : 0U),
                        std::memory_order_release);
 
     const bool was_deliverable = deliverable_.load(std::memory_order_relaxed);
@@ -319,7 +267,7 @@ bool LocalApic::is_addressed(const InterruptMessage& message,
                              const LocalApic* source) const noexcept
 {
     const std::uint32_t flags = match_flags_.load(std::memory_order_acquire);
-    if ((flags & match_hardware_enabled) == 0U) {
+    if ((flags & apic::match_hardware_enabled) == 0U) {
         return false;
     }
     switch (message.shorthand) {
@@ -328,7 +276,7 @@ bool LocalApic::is_addressed(const InterruptMessage& message,
     case Shorthand::All: return true;
     case Shorthand::Others: return this != source;
     }
-    const bool x2apic = (flags & match_x2apic) != 0U;
+    const bool x2apic = (flags & apic::match_x2apic) != 0U;
     const std::uint32_t destination = message.destination;
     // A device's message has 8 bits of destination, and 0xff in them is a broadcast for x2APICs
     // too.
@@ -349,16 +297,16 @@ bool LocalApic::is_addressed(const InterruptMessage& message,
         return false;
     }
     const std::uint32_t logical_id = ldr >> 24U;
-    if ((flags & match_flat) != 0U) {
+    if ((flags & apic::match_flat) != 0U) {
         return (logical_id & destination) != 0U;
     }
-    return (flags & match_cluster) != 0U && (logical_id >> 4U) == (destination >> 4U) &&
+    return (flags & apic::match_cluster) != 0U && (logical_id >> 4U) == (destination >> 4U) &&
            (logical_id & destination & 0xfU) != 0U;
 }
 
 bool LocalApic::is_enabled() const noexcept
 {
-    constexpr std::uint32_t both = match_hardware_enabled | match_software_enabled;
+    constexpr std::uint32_t both = apic::match_hardware_enabled | apic::match_software_enabled;
     return (match_flags_.load(std::memory_order_relaxed) & both) == both;
 }
 
@@ -391,11 +339,11 @@ bool LocalApic::accept(const InterruptMessage& message) noexcept
         if (!hardware_enabled() || !software_enabled()) {
             return false;
         }
-        accepted = message.vector >= first_legal_vector;
+        accepted = message.vector >= apic::first_legal_vector;
         if (accepted) {
             post_locked(message.vector, message.level_triggered);
         } else {
-            record_error_locked(esr_receive_illegal_vector);
+            record_error_locked(apic::esr_receive_illegal_vector);
         }
         rose = update_locked();
     }
@@ -421,7 +369,7 @@ void LocalApic::record_error_locked(std::uint32_t bit) noexcept
     pending_errors_ |= bit;
     const std::uint32_t lvt = reg(Reg::LvtError);
     const auto vector = static_cast<std::uint8_t>(lvt);
-    if (first && (lvt & lvt_masked) == 0U && vector >= first_legal_vector) {
+    if (first && (lvt & apic::lvt_masked) == 0U && vector >= apic::first_legal_vector) {
         post_locked(vector, false);
     }
 }
@@ -429,11 +377,11 @@ void LocalApic::record_error_locked(std::uint32_t bit) noexcept
 void LocalApic::deliver_lvt_locked(Reg lvt, Effects& effects) noexcept
 {
     const std::uint32_t entry = reg(lvt);
-    if (!hardware_enabled() || (entry & lvt_masked) != 0U) {
+    if (!hardware_enabled() || (entry & apic::lvt_masked) != 0U) {
         return;
     }
     if (lvt == Reg::LvtPerformance) {
-        reg(lvt) |= lvt_masked;  // SDM Vol. 3B "Generating an Interrupt on Overflow".
+        reg(lvt) |= apic::lvt_masked;  // SDM Vol. 3B "Generating an Interrupt on Overflow".
     }
     const auto mode = lvt == Reg::LvtTimer || lvt == Reg::LvtError
                           ? DeliveryMode::Fixed
@@ -441,12 +389,12 @@ void LocalApic::deliver_lvt_locked(Reg lvt, Effects& effects) noexcept
     switch (mode) {
     case DeliveryMode::Fixed: {
         const auto vector = static_cast<std::uint8_t>(entry);
-        if (vector < first_legal_vector) {
-            record_error_locked(esr_receive_illegal_vector);
+        if (vector < apic::first_legal_vector) {
+            record_error_locked(apic::esr_receive_illegal_vector);
             return;
         }
         const bool is_lint = lvt == Reg::LvtLint0 || lvt == Reg::LvtLint1;
-        post_locked(vector, is_lint && (entry & lvt_level) != 0U);
+        post_locked(vector, is_lint && (entry & apic::lvt_level) != 0U);
         return;
     }
     case DeliveryMode::Smi:
@@ -461,7 +409,8 @@ void LocalApic::deliver_lvt_locked(Reg lvt, Effects& effects) noexcept
 
 void LocalApic::local_interrupt(Reg lvt) noexcept
 {
-    if (std::find(lvt_registers.begin(), lvt_registers.end(), lvt) == lvt_registers.end()) {
+    if (std::find(apic::lvt_registers.begin(), apic::lvt_registers.end(), lvt) ==
+        apic::lvt_registers.end()) {
         return;
     }
     Effects effects;
@@ -491,310 +440,7 @@ void LocalApic::perform(const Effects& effects) noexcept
     }
 }
 
-// --- The register page.
-
-std::optional<std::uint32_t> LocalApic::read_register_locked(std::uint32_t offset) noexcept
-{
-    if (is_bitmap(offset)) {
-        return regs_[offset >> 4U];
-    }
-    const auto r = static_cast<Reg>(offset);
-    switch (r) {
-    case Reg::CurrentCount: return current_count_locked();
-    case Reg::Apr: return is_x2apic() ? std::nullopt : std::optional{0U};
-    case Reg::Dfr:
-        if (is_x2apic()) {
-            return std::nullopt;
-        }
-        return reg(r);
-    case Reg::Id:
-    case Reg::Version:
-    case Reg::Tpr:
-    case Reg::Ppr:
-    case Reg::Ldr:
-    case Reg::Svr:
-    case Reg::Esr:
-    case Reg::IcrLow:
-    case Reg::IcrHigh:
-    case Reg::LvtTimer:
-    case Reg::LvtThermal:
-    case Reg::LvtPerformance:
-    case Reg::LvtLint0:
-    case Reg::LvtLint1:
-    case Reg::LvtError:
-    case Reg::InitialCount:
-    case Reg::DivideConfiguration: return reg(r);
-    case Reg::Eoi:
-    case Reg::SelfIpi: break;  // Write-only.
-    case Reg::Isr:
-    case Reg::Tmr:
-    case Reg::Irr: break;  // Answered above.
-    }
-    return std::nullopt;
-}
-
-bool LocalApic::write_register_locked(std::uint32_t offset,
-                                      std::uint32_t value,
-                                      Effects& effects) noexcept
-{
-    const auto r = static_cast<Reg>(offset);
-    switch (r) {
-    case Reg::Tpr: reg(r) = value & 0xffU; return true;
-    case Reg::Eoi: end_of_interrupt_locked(effects); return true;
-    case Reg::Svr: write_svr_locked(value); return true;
-    case Reg::IcrLow: write_icr_locked(value, reg(Reg::IcrHigh), effects); return true;
-    case Reg::LvtTimer:
-    case Reg::LvtThermal:
-    case Reg::LvtPerformance:
-    case Reg::LvtLint0:
-    case Reg::LvtLint1:
-    case Reg::LvtError: write_lvt_locked(r, value); return true;
-    case Reg::InitialCount:
-        if (timer_mode_ != TimerMode::TscDeadline) {
-            reg(r) = value;
-            start_timer_locked();
-        }
-        return true;
-    case Reg::DivideConfiguration: write_divide_locked(value); return true;
-    case Reg::Id:
-    case Reg::Ldr:
-    case Reg::Dfr:
-    case Reg::IcrHigh:
-    case Reg::Esr:
-    case Reg::SelfIpi: return write_mode_dependent_locked(r, value, effects);
-    case Reg::Version:
-    case Reg::Apr:
-    case Reg::Ppr:
-    case Reg::Isr:
-    case Reg::Tmr:
-    case Reg::Irr:
-    case Reg::CurrentCount: break;  // Read-only.
-    }
-    return false;
-}
-
-bool LocalApic::write_mode_dependent_locked(Reg r, std::uint32_t value, Effects& effects) noexcept
-{
-    if (r == Reg::Esr) {
-        if (is_x2apic() && value != 0U) {
-            return false;
-        }
-        // "A write to the ESR … updates the register with the errors since the last write."
-        reg(Reg::Esr) = std::exchange(pending_errors_, 0U);
-        return true;
-    }
-    if (r == Reg::SelfIpi) {
-        if (!is_x2apic() || (value & ~0xffU) != 0U) {
-            return false;
-        }
-        constexpr std::uint32_t shorthand_self = 1U << 18U;
-        const std::uint32_t icr = reg(Reg::IcrLow);
-        const std::uint32_t icr_high = reg(Reg::IcrHigh);
-        write_icr_locked(shorthand_self | value, 0, effects);
-        reg(Reg::IcrLow) = icr;
-        reg(Reg::IcrHigh) = icr_high;
-        return true;
-    }
-    if (is_x2apic()) {
-        return false;
-    }
-    if (r == Reg::Id) {
-        reg(r) = value & 0xff00'0000U;
-        if ((value >> 24U) != (initial_id_ & 0xffU)) {
-            bus_.ids_changed();
-        }
-    } else if (r == Reg::Dfr) {
-        reg(r) = value | 0x0fff'ffffU;
-    } else {
-        reg(r) = value & 0xff00'0000U;  // LDR and ICR's high half.
-    }
-    return true;
-}
-
-void LocalApic::write_svr_locked(std::uint32_t value) noexcept
-{
-    const bool directed = (reg(Reg::Version) & version_suppress_eoi_broadcast) != 0U;
-    reg(Reg::Svr) = value & (0x3ffU | (directed ? svr_suppress_eoi_broadcast : 0U));
-    if (!software_enabled()) {
-        // SDM Vol. 3A "Local APIC State After It Has Been Software Disabled".
-        for (const Reg lvt : lvt_registers) {
-            reg(lvt) |= lvt_masked;
-        }
-    }
-}
-
-void LocalApic::write_lvt_locked(Reg r, std::uint32_t value) noexcept
-{
-    std::uint32_t writable = 0x1'00ff;
-    if (r == Reg::LvtTimer) {
-        writable |= (1U << 17U) | (features_.tsc_deadline ? 1U << 18U : 0U);
-    } else if (r == Reg::LvtLint0 || r == Reg::LvtLint1) {
-        writable |= 0xa700;  // Trigger mode, polarity, delivery mode.
-    } else if (r != Reg::LvtError) {
-        writable |= 0x700;
-    }
-    reg(r) = (value & writable) | (software_enabled() ? 0U : lvt_masked);
-    if (r == Reg::LvtTimer) {
-        update_timer_mode_locked();
-    }
-}
-
-void LocalApic::write_icr_locked(std::uint32_t low, std::uint32_t high, Effects& effects) noexcept
-{
-    constexpr std::uint32_t delivery_status = 1U << 12U;
-    low &= ~delivery_status;
-    reg(Reg::IcrLow) = low;
-    reg(Reg::IcrHigh) = high;
-
-    InterruptMessage message;
-    message.destination = is_x2apic() ? high : high >> 24U;
-    message.vector = static_cast<std::uint8_t>(low);
-    message.mode = static_cast<DeliveryMode>((low >> 8U) & 7U);
-    message.logical = (low & (1U << 11U)) != 0U;
-    message.asserted = (low & (1U << 14U)) != 0U;
-    message.level_triggered = (low & (1U << 15U)) != 0U;
-    message.shorthand = static_cast<Shorthand>((low >> 18U) & 3U);
-    const bool has_vector =
-        message.mode == DeliveryMode::Fixed || message.mode == DeliveryMode::LowestPriority;
-    if (has_vector && message.vector < first_legal_vector) {
-        record_error_locked(esr_send_illegal_vector);
-        return;
-    }
-    if (has_vector && !message.level_triggered) {
-        message.asserted = true;  // The level bit counts only for level-triggered ones.
-    }
-    effects.ipi = message;
-}
-
-void LocalApic::end_of_interrupt_locked(Effects& effects) noexcept
-{
-    const int highest = highest_locked(Reg::Isr);
-    if (highest < 0) {
-        return;
-    }
-    const auto vector = static_cast<std::uint8_t>(highest);
-    clear_bit_locked(Reg::Isr, vector);
-    const bool level = test_bit_locked(Reg::Tmr, vector);
-    if (!level || (reg(Reg::Svr) & svr_suppress_eoi_broadcast) == 0U) {
-        effects.eoi = Eoi{vector, level};
-    }
-}
-
-void LocalApic::mmio_read(std::uint64_t offset, std::span<std::byte> data) noexcept
-{
-    std::uint32_t value = 0;
-    const std::uint64_t within = offset & 0xfU;
-    Effects effects;
-    {
-        const std::lock_guard lock{mutex_};
-        if (!hardware_enabled() || is_x2apic()) {
-            // KVM, with its default quirks, lets the page lie over whatever is below.
-            std::fill(data.begin(), data.end(), std::byte{0xff});
-            return;
-        }
-        // One to four bytes within a register; anything else reads zeros.
-        const bool fits = within + data.size() <= sizeof value;
-        const auto read = fits && offset < page_size
-                              ? read_register_locked(static_cast<std::uint32_t>(offset & ~0xfULL))
-                              : std::nullopt;
-        if (!read && fits) {
-            record_error_locked(esr_illegal_register);
-            effects.kick = update_locked();
-        }
-        value = read.value_or(0U) >> (8U * static_cast<unsigned>(fits ? within : 0U));
-    }
-    for (std::size_t i = 0; i < data.size(); ++i) {
-        data[i] = i < sizeof value ? static_cast<std::byte>(value >> (8U * i)) : std::byte{};
-    }
-    perform(effects);
-}
-
-void LocalApic::mmio_write(std::uint64_t offset, std::span<const std::byte> data) noexcept
-{
-    // SDM Vol. 3A: registers are written with 32-bit accesses to 128-bit boundaries; KVM ignores
-    // all others.
-    if (data.size() != sizeof(std::uint32_t) || (offset & 0xfU) != 0U || offset >= page_size) {
-        return;
-    }
-    std::uint32_t value = 0;
-    std::memcpy(&value, data.data(), sizeof value);
-    Effects effects;
-    {
-        const std::lock_guard lock{mutex_};
-        if (!hardware_enabled() || is_x2apic()) {
-            return;
-        }
-        if (!write_register_locked(static_cast<std::uint32_t>(offset), value, effects)) {
-            record_error_locked(esr_illegal_register);
-        }
-        effects.kick = update_locked();
-    }
-    perform(effects);
-}
-
-// --- MSRs.
-
-bool LocalApic::read_msr(std::uint32_t index, std::uint64_t& value) noexcept
-{
-    const std::lock_guard lock{mutex_};
-    if (index == msr_tsc_deadline) {
-        value = timer_mode_ == TimerMode::TscDeadline ? tsc_deadline_ : 0U;
-        return features_.tsc_deadline;
-    }
-    if (index < msr_x2apic_first || index > msr_x2apic_last || !is_x2apic()) {
-        return false;
-    }
-    const std::uint32_t offset = (index - msr_x2apic_first) << 4U;
-    const auto r = static_cast<Reg>(offset);
-    if (r == Reg::IcrHigh) {
-        return false;
-    }
-    const auto read = read_register_locked(offset);
-    if (!read) {
-        return false;
-    }
-    value = *read;
-    if (r == Reg::IcrLow) {
-        value |= static_cast<std::uint64_t>(reg(Reg::IcrHigh)) << 32U;
-    }
-    return true;
-}
-
-bool LocalApic::write_msr(std::uint32_t index, std::uint64_t value) noexcept
-{
-    constexpr std::uint32_t icr_reserved = 0xfff3'2000;
-    const auto low = static_cast<std::uint32_t>(value);
-    const auto high = static_cast<std::uint32_t>(value >> 32U);
-    Effects effects;
-    {
-        const std::lock_guard lock{mutex_};
-        if (index == msr_tsc_deadline) {
-            if (features_.tsc_deadline && hardware_enabled() &&
-                timer_mode_ == TimerMode::TscDeadline) {
-                tsc_deadline_ = value;
-                start_timer_locked();
-            }
-            return features_.tsc_deadline;
-        }
-        if (index < msr_x2apic_first || index > msr_x2apic_last || !is_x2apic()) {
-            return false;
-        }
-        const std::uint32_t offset = (index - msr_x2apic_first) << 4U;
-        const auto r = static_cast<Reg>(offset);
-        if (r == Reg::IcrLow) {
-            if ((low & icr_reserved) != 0U) {
-                return false;
-            }
-            write_icr_locked(low, high, effects);
-        } else if (high != 0U || (r == Reg::Eoi && low != 0U) ||
-                   !write_register_locked(offset, low, effects)) {
-            return false;
-        }
-        effects.kick = update_locked();
-    }
-    perform(effects);
-    return true;
-}
+// --- IA32_APIC_BASE.
 
 std::uint64_t LocalApic::apic_base() const noexcept
 {
@@ -808,16 +454,17 @@ bool LocalApic::set_apic_base(std::uint64_t value, ApicBaseWriter writer) noexce
     {
         const std::lock_guard lock{mutex_};
         const unsigned bits = std::clamp<unsigned>(features_.physical_address_bits, 32, 52);
-        const std::uint64_t reserved = base_reserved | ~((std::uint64_t{1} << bits) - 1U) |
-                                       (features_.x2apic ? 0U : base_x2apic);
-        if ((value & reserved) != 0U || (is_x2apic_base(value) && !is_enabled_base(value))) {
+        const std::uint64_t reserved = apic::base_reserved | ~((std::uint64_t{1} << bits) - 1U) |
+                                       (features_.x2apic ? 0U : apic::base_x2apic);
+        if ((value & reserved) != 0U ||
+            (apic::is_x2apic_base(value) && !apic::is_enabled_base(value))) {
             return false;
         }
         // SDM Vol. 3A "x2APIC State Transitions": x2APIC mode is entered from xAPIC mode and left
         // through the disabled state.
-        const bool to_xapic = is_enabled_base(value) && !is_x2apic_base(value);
+        const bool to_xapic = apic::is_enabled_base(value) && !apic::is_x2apic_base(value);
         const bool illegal =
-            (is_x2apic() && to_xapic) || (!hardware_enabled() && is_x2apic_base(value));
+            (is_x2apic() && to_xapic) || (!hardware_enabled() && apic::is_x2apic_base(value));
         if (illegal && writer == ApicBaseWriter::Guest) {
             return false;
         }
@@ -832,19 +479,19 @@ bool LocalApic::set_apic_base(std::uint64_t value, ApicBaseWriter writer) noexce
 
 void LocalApic::set_mode_registers_locked(std::uint64_t old_base) noexcept
 {
-    if (is_enabled_base(old_base) && !hardware_enabled()) {
+    if (apic::is_enabled_base(old_base) && !hardware_enabled()) {
         stop_timer_locked();
         return;
     }
-    if (!is_enabled_base(old_base) && hardware_enabled()) {
+    if (!apic::is_enabled_base(old_base) && hardware_enabled()) {
         // SDM Vol. 3A "x2APIC State Transitions": the state is as after power-up, but for the id.
         reset_registers_locked();
         reg(Reg::Id) = initial_id_ << 24U;
     }
-    if (is_x2apic() && (!is_x2apic_base(old_base) || !is_enabled_base(old_base))) {
+    if (is_x2apic() && (!apic::is_x2apic_base(old_base) || !apic::is_enabled_base(old_base))) {
         reg(Reg::Id) = initial_id_;
-        reg(Reg::Ldr) = x2apic_logical_id(initial_id_);
-    } else if (!is_x2apic() && is_x2apic_base(old_base) && hardware_enabled()) {
+        reg(Reg::Ldr) = apic::x2apic_logical_id(initial_id_);
+    } else if (!is_x2apic() && apic::is_x2apic_base(old_base) && hardware_enabled()) {
         reg(Reg::Id) = initial_id_ << 24U;
         reg(Reg::Ldr) = 0;
     }
@@ -882,7 +529,7 @@ Result<void> LocalApic::set_state(const LapicState& state)
         reg(Reg::Eoi) = 0;
         reg(Reg::SelfIpi) = 0;
         if (is_x2apic()) {
-            reg(Reg::Ldr) = x2apic_logical_id(initial_id_);
+            reg(Reg::Ldr) = apic::x2apic_logical_id(initial_id_);
         } else {
             reg(Reg::Id) &= 0xff00'0000U;
             reg(Reg::IcrHigh) &= 0xff00'0000U;
@@ -895,7 +542,7 @@ Result<void> LocalApic::set_state(const LapicState& state)
         // to be taken, and KVM keeps them.
         regs_[static_cast<std::size_t>(Reg::Isr) >> 4U] &= 0xffff'0000U;
         write_svr_locked(reg(Reg::Svr));
-        for (const Reg lvt : lvt_registers) {
+        for (const Reg lvt : apic::lvt_registers) {
             // Through the writable bits, and without the mode change's side effects.
             if (lvt != Reg::LvtTimer) {
                 write_lvt_locked(lvt, reg(lvt));

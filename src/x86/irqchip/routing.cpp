@@ -118,6 +118,24 @@ RoutingTable::Routes RoutingTable::find(std::uint32_t gsi) const noexcept
     return found;
 }
 
+bool RoutingTable::has_level_message(std::uint32_t end, std::uint8_t vector) const noexcept
+{
+    // SDM Vol. 3A "Message Data Register Format".
+    constexpr std::uint32_t vector_bits = 0xff;
+    constexpr std::uint32_t level_triggered = 1U << 15U;
+    const std::shared_lock lock{mutex_};
+    for (const GsiRoute& route : routes_) {
+        if (route.gsi >= end) {
+            break;
+        }
+        if (route.type == GsiRouteType::Msi && (route.msi_data & level_triggered) != 0U &&
+            (route.msi_data & vector_bits) == vector) {
+            return true;
+        }
+    }
+    return false;
+}
+
 std::vector<GsiRoute> RoutingTable::all() const
 {
     const std::shared_lock lock{mutex_};

@@ -47,6 +47,8 @@ public:
 
     [[nodiscard]] Routes find(std::uint32_t gsi) const noexcept;
     [[nodiscard]] std::vector<GsiRoute> all() const;
+    /// Whether a GSI below `end` leads to a level-triggered message with `vector`.
+    [[nodiscard]] bool has_level_message(std::uint32_t end, std::uint8_t vector) const noexcept;
 
 private:
     [[nodiscard]] Result<void> check(const GsiRoute& route) const;

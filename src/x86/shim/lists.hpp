@@ -66,6 +66,43 @@ template <typename Entry>
     return copy_out(to, from.data(), from.size() * sizeof(Entry));
 }
 
+/// The entries of a `struct kvm_cpuid` or `kvm_cpuid2`.
+///
+/// @return 0, or a negative errno.
+template <typename Entry>
+[[nodiscard]] long take_cpuid(unsigned long argument, std::vector<Entry>& entries)
+{
+    const UserAddress user{argument};
+    CpuidHead head;
+    if (!copy_in(&head, user, sizeof head)) {
+        return -EFAULT;
+    }
+    if (head.nent > max_cpuid_entries) {
+        return -E2BIG;
+    }
+    return copy_list_in(entries, user + sizeof head, head.nent) ? 0 : -EFAULT;
+}
+
+/// Fills a `struct kvm_cpuid2`; where it is too small its count stays as it is.
+///
+/// @return 0, or a negative errno.
+[[nodiscard]] inline long give_cpuid(unsigned long argument,
+                                     const std::vector<kvm_cpuid_entry2>& entries)
+{
+    const UserAddress user{argument};
+    CpuidHead head;
+    if (!copy_in(&head, user, sizeof head)) {
+        return -EFAULT;
+    }
+    if (head.nent < entries.size()) {
+        return -E2BIG;
+    }
+    head.nent = static_cast<std::uint32_t>(entries.size());
+    return copy_list_out(user + sizeof head, entries) && copy_out(user, &head, sizeof head)
+               ? 0
+               : -EFAULT;
+}
+
 /// Lets `access(entry)` have each entry of a `struct kvm_msrs` until it says false.
 ///
 /// @return KVM's: how many were had, or a negative errno.

@@ -72,20 +72,9 @@ void keep_kvms_leaves(std::vector<kvm_cpuid_entry2>& entries)
 
 long get_supported_cpuid(SystemFile& file, unsigned long argument)
 {
-    const UserAddress user{argument};
-    CpuidHead head;
-    if (!copy_in(&head, user, sizeof head)) {
-        return -EFAULT;
-    }
     std::vector<kvm_cpuid_entry2> entries = to_kvm(file.kvm().supported_cpuid());
     keep_kvms_leaves(entries);
-    if (head.nent < entries.size()) {
-        return -E2BIG;
-    }
-    head.nent = static_cast<std::uint32_t>(entries.size());
-    return copy_list_out(user + sizeof head, entries) && copy_out(user, &head, sizeof head)
-               ? 0
-               : -EFAULT;
+    return give_cpuid(argument, entries);
 }
 
 long get_mce_capabilities(SystemFile& file, __u64& out)

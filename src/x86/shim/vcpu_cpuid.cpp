@@ -40,35 +40,17 @@ long set_entries(VcpuFile& file, const std::vector<x86::CpuidEntry>& entries)
 
 long set_cpuid2(VcpuFile& file, unsigned long argument)
 {
-    const UserAddress user{argument};
-    CpuidHead head;
-    if (!copy_in(&head, user, sizeof head)) {
-        return -EFAULT;
-    }
-    if (head.nent > max_cpuid_entries) {
-        return -E2BIG;
-    }
     std::vector<kvm_cpuid_entry2> entries;
-    if (!copy_list_in(entries, user + sizeof head, head.nent)) {
-        return -EFAULT;
-    }
-    return set_entries(file, from_kvm(entries));
+    const long taken = take_cpuid(argument, entries);
+    return taken == 0 ? set_entries(file, from_kvm(entries)) : taken;
 }
 
 /// The older form, without sub-leaves.
 long set_cpuid(VcpuFile& file, unsigned long argument)
 {
-    const UserAddress user{argument};
-    CpuidHead head;
-    if (!copy_in(&head, user, sizeof head)) {
-        return -EFAULT;
-    }
-    if (head.nent > max_cpuid_entries) {
-        return -E2BIG;
-    }
     std::vector<kvm_cpuid_entry> old;
-    if (!copy_list_in(old, user + sizeof head, head.nent)) {
-        return -EFAULT;
+    if (const long taken = take_cpuid(argument, old); taken != 0) {
+        return taken;
     }
     std::vector<x86::CpuidEntry> entries;
     entries.reserve(old.size());
@@ -80,19 +62,7 @@ long set_cpuid(VcpuFile& file, unsigned long argument)
 
 long get_cpuid2(VcpuFile& file, unsigned long argument)
 {
-    const UserAddress user{argument};
-    CpuidHead head;
-    if (!copy_in(&head, user, sizeof head)) {
-        return -EFAULT;
-    }
-    const std::vector<kvm_cpuid_entry2> entries = to_kvm(file.vcpu().cpuid());
-    if (head.nent < entries.size()) {
-        return -E2BIG;
-    }
-    head.nent = static_cast<std::uint32_t>(entries.size());
-    return copy_list_out(user + sizeof head, entries) && copy_out(user, &head, sizeof head)
-               ? 0
-               : -EFAULT;
+    return give_cpuid(argument, to_kvm(file.vcpu().cpuid()));
 }
 
 long get_msrs(VcpuFile& file, unsigned long argument)

@@ -76,7 +76,7 @@ unsigned debug_register(const Cpu& cpu, const Op& op)
         number += 2U;
     }
     require_supervisor(cpu);
-    if (Dr7{cpu.dr7}.get(Dr7::GD)) {
+    if (Dr7{cpu.breakpoint_control()}.get(Dr7::GD)) {
         throw Fault{Vector::DB, false, 0, Dr6::BD.mask};
     }
     return number;

@@ -244,7 +244,9 @@ bool RunLoop::step(bool single)
     try {
         if ((cpu_.breakpoint_control() & 0xffU) != 0) [[unlikely]] {
             if (const std::uint64_t hits = instruction_breakpoint(cpu_, code_linear(cpu_))) {
-                cpu_.rflags |= flag_rf;  // So that the instruction can be restarted.
+                if (!cpu_.debugger.takes_debug_exceptions()) {
+                    cpu_.rflags |= flag_rf;  // So that the instruction can be restarted.
+                }
                 throw Fault{Vector::DB, false, 0, hits};
             }
         }
