@@ -47,18 +47,6 @@ bool set_operands(VectorForm kind, std::uint8_t general, Form& form) noexcept
     return false;
 }
 
-std::uint8_t alignment_of(const Insn& insn, const VectorLine& line) noexcept
-{
-    if (!insn.has_memory) {
-        return 0;
-    }
-    if ((line.flags & vector_flag::aligned) != 0 && insn.memory_size >= 16) {
-        return static_cast<std::uint8_t>(insn.memory_size - 1U);
-    }
-    const bool free = insn.vex || (line.flags & vector_flag::unaligned) != 0;
-    return !free && insn.memory_size == 16 ? 15 : 0;
-}
-
 }  // namespace
 
 bool find_vector_form(const Insn& insn, Form& form) noexcept

@@ -127,7 +127,7 @@ template <typename T>
     finish_compare(cpu, accumulator, before);
 }
 
-void set_zero_flag(Cpu& cpu, bool zero) noexcept
+void set_zf(Cpu& cpu, bool zero) noexcept
 {
     cpu.arithmetic_flags = static_cast<std::uint16_t>(
         (cpu.arithmetic_flags & static_cast<std::uint16_t>(~flag::zf)) | (zero ? flag::zf : 0U));
@@ -148,7 +148,7 @@ void set_zero_flag(Cpu& cpu, bool zero) noexcept
                      : [s] "r"(wanted), [m] "r"(bytes)
                      : "cc", "memory");
     });
-    set_zero_flag(cpu, before == expected);
+    set_zf(cpu, before == expected);
     if (before != expected) {
         cpu.gpr[Rax] = before & 0xffff'ffffU;
         cpu.gpr[Rdx] = before >> 32U;
@@ -173,7 +173,7 @@ void set_zero_flag(Cpu& cpu, bool zero) noexcept
                      : "b"(cpu.gpr[Rbx]), "c"(cpu.gpr[Rcx]), [m] "r"(bytes)
                      : "memory");
     });
-    set_zero_flag(cpu, equal);
+    set_zf(cpu, equal);
     if (!equal) {
         cpu.gpr[Rax] = low;
         cpu.gpr[Rdx] = high;

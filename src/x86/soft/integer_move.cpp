@@ -6,6 +6,7 @@
 #include "x86/soft/fault.hpp"
 #include "x86/soft/integer.hpp"
 #include "x86/soft/memory_move.hpp"
+#include "x86/soft/system_handlers.hpp"
 
 namespace vmm::x86::soft {
 
@@ -302,11 +303,6 @@ const Op* pause(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
-const Op* undefined_instruction(Cpu& /*cpu*/, const Op* /*op*/)
-{
-    raise(Vector::UD);
-}
-
 Handler select_mov(const Insn& insn, Op& op)
 {
     const unsigned size = width(insn);
@@ -368,7 +364,7 @@ Handler select_lea(const Insn& insn, const Op& op)
     });
 }
 
-Handler select_primary(const Insn& insn, const SelectContext& context, Op& op)
+Handler select_one_byte(const Insn& insn, const SelectContext& context, Op& op)
 {
     const unsigned opcode = insn.opcode;
     if (opcode >= 0x88 && opcode <= 0x8b) {
@@ -468,7 +464,7 @@ Handler select_move(const Insn& insn, const SelectContext& context, Op& op)
         return nullptr;
     }
     if (insn.map == OpcodeMap::Primary) {
-        return select_primary(insn, context, op);
+        return select_one_byte(insn, context, op);
     }
     return insn.map == OpcodeMap::Map0F ? select_map_0f(insn, op) : nullptr;
 }

@@ -31,7 +31,7 @@ struct BitsForm {
 
 // One line each.  Flags that the manuals leave undefined are as the host makes them, many from the
 // flags before.  MOVBE and CRC32, whose operands are special, are in select_special().
-constexpr BitsForm forms[] = {
+constexpr BitsForm bits_forms[] = {
     {Isa::Popcnt, false, OpcodeMap::Map0F, 0xb8, 2, false, false, FlagUse::Out},
     {Isa::Bmi1, false, OpcodeMap::Map0F, 0xbc, 2, false, false, FlagUse::InOut},
     {Isa::Lzcnt, false, OpcodeMap::Map0F, 0xbd, 2, false, false, FlagUse::InOut},
@@ -52,7 +52,7 @@ constexpr BitsForm forms[] = {
 
 const BitsForm* find_form(const Insn& insn) noexcept
 {
-    for (const BitsForm& form : forms) {
+    for (const BitsForm& form : bits_forms) {
         if (form.isa == insn.isa && form.vex == insn.vex && form.map == insn.map &&
             form.opcode == insn.opcode && form.pp == insn.pp) {
             return &form;

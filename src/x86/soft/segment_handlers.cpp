@@ -4,6 +4,7 @@
 /// Instructions on segment registers: MOV, PUSH, POP, LDS and its kin.
 
 #include "x86/soft/descriptor.hpp"
+#include "x86/soft/stack.hpp"
 #include "x86/soft/system.hpp"
 #include "x86/soft/system_handlers.hpp"
 
@@ -39,14 +40,6 @@ const Op* mov_to_ss(Cpu& cpu, const Op* op)
     load_segment(cpu, Ss, load_rm16<Memory>(cpu, *op));
     cpu.mov_ss_shadow = true;
     return leave(cpu, op);
-}
-
-std::uint64_t stack_mask(const Cpu& cpu) noexcept
-{
-    if (cpu.code_64()) {
-        return ~std::uint64_t{0};
-    }
-    return cpu.seg[Ss].db != 0U ? 0xffff'ffffU : 0xffffU;
 }
 
 void set_stack_pointer(Cpu& cpu, std::uint64_t pointer, std::uint64_t mask) noexcept
@@ -150,7 +143,7 @@ Handler far_pointer(const Insn& insn, Op& op, SegmentIndex segment)
     return insn.mod == 3U ? undefined_instruction : load_far_pointer;
 }
 
-Handler select_primary(const Insn& insn, const SelectContext& context, Op& op)
+Handler select_one_byte_segment(const Insn& insn, const SelectContext& context, Op& op)
 {
     const bool is_64 = context.code_size == CodeSize::Bits64;
     switch (insn.opcode) {
@@ -174,7 +167,7 @@ Handler select_primary(const Insn& insn, const SelectContext& context, Op& op)
 Handler select_segment_instruction(const Insn& insn, const SelectContext& context, Op& op)
 {
     if (insn.map == OpcodeMap::Primary) {
-        return select_primary(insn, context, op);
+        return select_one_byte_segment(insn, context, op);
     }
     if (insn.map != OpcodeMap::Map0F) {
         return nullptr;

@@ -173,7 +173,7 @@ const Op* sysexit_handler(Cpu& cpu, const Op* op)
     return nullptr;
 }
 
-Handler select_primary(const Insn& insn, const SelectContext& context, Op& op)
+Handler select_one_byte_transfer(const Insn& insn, const SelectContext& context, Op& op)
 {
     const bool is_64 = context.code_size == CodeSize::Bits64;
     switch (insn.opcode) {
@@ -223,7 +223,7 @@ Handler select_transfer_instruction(const Insn& insn, const SelectContext& conte
 {
     Handler handler = nullptr;
     if (insn.map == OpcodeMap::Primary) {
-        handler = select_primary(insn, context, op);
+        handler = select_one_byte_transfer(insn, context, op);
     } else if (insn.map == OpcodeMap::Map0F) {
         switch (insn.opcode) {
         case 0x05: handler = syscall_handler; break;

@@ -353,18 +353,6 @@ ThunkSpec spec_of(const Insn& insn,
     return spec;
 }
 
-std::uint8_t alignment_of(const Insn& insn, const VectorLine& line) noexcept
-{
-    if (insn.mod == 3) {
-        return 0;
-    }
-    if ((line.flags & vector_flag::aligned) != 0 && insn.memory_size >= 16) {
-        return static_cast<std::uint8_t>(insn.memory_size - 1U);
-    }
-    const bool free = insn.vex || (line.flags & vector_flag::unaligned) != 0;
-    return !free && insn.memory_size == 16 ? 15 : 0;
-}
-
 Handler select_mmx(const Insn& insn, const VectorLine& line, const FormParts& parts, Op& op)
 {
     const bool is_register = insn.mod == 3;

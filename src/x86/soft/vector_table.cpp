@@ -9,6 +9,8 @@ namespace vmm::x86::soft {
 
 namespace {
 
+namespace vector_lines {
+
 using enum VectorForm;
 using namespace vector_flag;
 
@@ -168,13 +170,15 @@ constexpr std::array map_0f3a{
     VectorLine{0xdf, 0xdf, p66, VW, imm},
 };
 
+}  // namespace vector_lines
+
 std::span<const VectorLine> lines_of(OpcodeMap map) noexcept
 {
     switch (map) {
     case OpcodeMap::Primary: return {};
-    case OpcodeMap::Map0F: return map_0f;
-    case OpcodeMap::Map0F38: return map_0f38;
-    case OpcodeMap::Map0F3A: return map_0f3a;
+    case OpcodeMap::Map0F: return vector_lines::map_0f;
+    case OpcodeMap::Map0F38: return vector_lines::map_0f38;
+    case OpcodeMap::Map0F3A: return vector_lines::map_0f3a;
     }
     return {};
 }
@@ -202,7 +206,7 @@ const VectorLine* find_vector_line(const Insn& insn) noexcept
     if (!is_vector_isa(insn.isa) || insn.pp > 3) {
         return nullptr;
     }
-    const std::uint16_t excluded = insn.vex ? legacy : vex;
+    const std::uint16_t excluded = insn.vex ? vector_flag::legacy : vector_flag::vex;
     for (const VectorLine& line : lines_of(insn.map)) {
         if (insn.opcode >= line.first && insn.opcode <= line.last &&
             (line.prefixes & (1U << insn.pp)) != 0U && (line.flags & excluded) == 0U) {
@@ -210,6 +214,18 @@ const VectorLine* find_vector_line(const Insn& insn) noexcept
         }
     }
     return nullptr;
+}
+
+std::uint8_t alignment_of(const Insn& insn, const VectorLine& line) noexcept
+{
+    if (!insn.has_memory) {
+        return 0;
+    }
+    if ((line.flags & vector_flag::aligned) != 0 && insn.memory_size >= 16) {
+        return static_cast<std::uint8_t>(insn.memory_size - 1U);
+    }
+    const bool free = insn.vex || (line.flags & vector_flag::unaligned) != 0;
+    return !free && insn.memory_size == 16 ? 15 : 0;
 }
 
 }  // namespace vmm::x86::soft

@@ -59,4 +59,7 @@ struct VectorLine {
 /// The line for `insn`, or null if it is not on the list.
 [[nodiscard]] const VectorLine* find_vector_line(const Insn& insn) noexcept;
 
+/// The low address bits that have to be 0 when `insn` accesses memory, or 0 if any address will do.
+[[nodiscard]] std::uint8_t alignment_of(const Insn& insn, const VectorLine& line) noexcept;
+
 }  // namespace vmm::x86::soft
