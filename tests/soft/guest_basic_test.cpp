@@ -184,6 +184,49 @@ TEST(GuestBasic, FetchBeyondTheLimitOfCs)
     EXPECT_EQ(guest.reg(Rax), 2U);
 }
 
+TEST(GuestBasic, ATargetKnownToALargerSegmentIsBeyondTheLimitOfASmallerOne)
+{
+    constexpr std::uint64_t small = 0x0041'9b00'0000'0011;  // To code + 0x11.
+    Guest guest;
+    guest.protected_mode();
+    guest.state().seg[Cs].limit = 0xf'ffff;
+    guest.vcpu->state_changed();
+    guest.put<std::uint64_t>(Guest::gdt + 0x28, small);
+    // jmp ecx: inc eax; ljmp (the small segment):code, which has seen the target.
+    guest.load(Guest::code, {0xff, 0xe1});
+    guest.reg(Rcx) = Guest::code + 0x12;
+    guest.load(Guest::code + 0x12, {0x40, 0xea, 0, 0, 1, 0, 0x28, 0});
+    guest.reg(Rax) = 0;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.halted_by_vector(), 13);
+    EXPECT_EQ(guest.reg(Rax), 1U);
+}
+
+TEST(GuestBasic, TheSameOffsetIsOtherCodeInEachOfManySegments)
+{
+    constexpr unsigned segments = 300;  // More than the engine tells apart at once.
+    Guest guest;
+    guest.real_mode();
+    const auto paragraph = [](unsigned i) { return static_cast<std::uint16_t>(0x1000 + i * 2); };
+    unsigned at = 0;
+    unsigned sum = 0;
+    for (unsigned i = 0; i < segments; ++i) {
+        // 0: mov ax, at; add bx, ax; dec cx; jnz 1f; hlt; 1: ljmp next:0
+        const unsigned next = (at + 7) % segments;
+        const std::uint16_t to = paragraph(next);
+        guest.load(paragraph(at) * 16U,
+                   {0xb8, static_cast<std::uint8_t>(at), static_cast<std::uint8_t>(at >> 8U), 0x01,
+                    0xc3, 0x49, 0x75, 0x01, 0xf4, 0xea, 0, 0, static_cast<std::uint8_t>(to),
+                    static_cast<std::uint8_t>(to >> 8U)});
+        sum += at;
+        at = next;
+    }
+    guest.reg(Rbx) = 0;
+    guest.reg(Rcx) = 3 * segments;
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rbx) & 0xffffU, (3 * sum) & 0xffffU);
+}
+
 TEST(GuestBasic, RipRelativeOperandBeyondThirtyOneBits)
 {
     Guest guest;

@@ -22,7 +22,8 @@ namespace {
 
 constexpr std::size_t piece_size = 64;
 constexpr std::size_t max_length = 15;
-/// The mode that a jump table of several is for is in the generation's lower bits.
+/// The mode that a jump table of several is for is in the generation's lower bits, CS above it.
+constexpr unsigned cs_shift = 9;
 constexpr unsigned generation_shift = 16;
 /// A block that has come past a conditional branch ends earlier: what follows may not be executed.
 constexpr std::size_t max_ops_past_branch = 32;
@@ -206,19 +207,34 @@ BlockCache::Table BlockCache::table_of(const Mode& mode) noexcept
 void BlockCache::select_table(Cpu& cpu, const Mode& mode) noexcept
 {
     const Table which = table_of(mode);
+    std::uint64_t bits = 0;
     if (which == Legacy) {
-        // RIP has 32 bits here: the mode goes above them, and a change of CS.base empties the
-        // table.
-        if (table_base_ != cpu.seg[Cs].base) {
-            table_base_ = cpu.seg[Cs].base;
-            renew(Legacy);
-        }
+        // What RIP leads to depends on CS here, and whether it may.
+        const std::size_t segment = number_of({cpu.seg[Cs].base, cpu.seg[Cs].limit});
+        bits = mode.bits(false) | (mode.user ? 0x100U : 0U) | (segment << cs_shift);
     }
     cpu.chain.table = table(which);
-    cpu.chain.generation = states_[which].generation << generation_shift;
-    if (which == Legacy) {
-        cpu.chain.generation |= mode.bits(false) | (mode.user ? 0x100U : 0U);
+    cpu.chain.generation = (states_[which].generation << generation_shift) | bits;
+}
+
+std::size_t BlockCache::number_of(const CodeSegment& segment) noexcept
+{
+    if (last_segment_ < segment_count_ && segments_[last_segment_] == segment) {
+        return last_segment_;
     }
+    const auto end = segments_.begin() + static_cast<std::ptrdiff_t>(segment_count_);
+    const auto found = std::find(segments_.begin(), end, segment);
+    last_segment_ = static_cast<std::size_t>(found - segments_.begin());
+    if (found == end) {
+        if (segment_count_ == segments_.size()) {
+            renew(Legacy);  // Their numbers are given anew.
+            last_segment_ = 0;
+            segment_count_ = 0;
+        }
+        segments_[last_segment_] = segment;
+        ++segment_count_;
+    }
+    return last_segment_;
 }
 
 const Op* BlockCache::find_known(Cpu& cpu) noexcept
@@ -343,7 +359,7 @@ Block* BlockCache::find(Cpu& cpu, bool single)
         attach(cpu);
     }
     const Mode mode{cpu};
-    if (!single && !mode.limited) {
+    if (!single) {
         select_table(cpu, mode);
         const JumpEntry& entry = jump_entry(cpu, cpu.rip);
         if (is_known_target(cpu, entry, cpu.rip) && entry.first->handler != stale_op) {
@@ -371,7 +387,7 @@ Block* BlockCache::find(Cpu& cpu, bool single)
         cpu.rip + block->size - 1 > limit) {
         raise(Vector::GP, 0);
     }
-    if (single || mode.limited || block == nullptr) {
+    if (single || block == nullptr) {
         cpu.chain.table = table(Empty);
         cpu.chain.unlinked = nullptr;
         return block;

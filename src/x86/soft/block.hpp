@@ -112,6 +112,13 @@ private:
         std::array<std::uint64_t, 64> pages{};
     };
 
+    /// What CS adds to RIP, and how far RIP may go.
+    struct CodeSegment {
+        std::uint64_t base{};
+        std::uint32_t limit{};
+        friend bool operator==(const CodeSegment&, const CodeSegment&) = default;
+    };
+
     /// A page that code has been decoded from.
     struct Page {
         std::uint64_t gfn{};
@@ -133,6 +140,8 @@ private:
     [[nodiscard]] static Table table_of(const Mode& mode) noexcept;
     [[nodiscard]] static std::uint64_t code_linear(const Cpu& cpu, const Mode& mode) noexcept;
     void select_table(Cpu& cpu, const Mode& mode) noexcept;
+    /// Below 128; the same for as long as the legacy table is not renewed.
+    [[nodiscard]] std::size_t number_of(const CodeSegment& segment) noexcept;
     void renew(Table which) noexcept;
     void note_entry(Table which,
                     const Block& block,
@@ -178,7 +187,9 @@ private:
 
     ZeroedArray<JumpEntry> tables_;  ///< One behind the other, by `Table`.
     std::array<TableState, 3> states_{};
-    std::uint64_t table_base_{};  ///< CS.base that the table of 16- and 32-bit code is for.
+    std::array<CodeSegment, 128> segments_{};  ///< Those of the legacy table, by their numbers.
+    std::size_t segment_count_{};
+    std::size_t last_segment_{};
 };
 
 }  // namespace vmm::x86::soft
