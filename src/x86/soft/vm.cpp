@@ -8,6 +8,7 @@
 #include "x86/soft/block.hpp"
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
+#include "x86/soft/uneven_barrier.hpp"
 
 namespace vmm::x86::soft {
 
@@ -120,14 +121,15 @@ SoftVm::Member* SoftVm::member(const Cpu& cpu) noexcept
 // --- The protocol
 //
 // A vCPU stores in_guest, then loads its requests; a requester stores requests, then loads
-// in_guest, all sequentially consistent: one of them sees the other.  Requests that are waited for
-// are taken under mutex_, and waiters look under mutex_: what is seen as taken has been carried
-// out.
+// in_guest, with the two halves of an uneven barrier between: one of them sees the other.  So it is
+// with in_guest and waiters_ when a vCPU leaves.  Requests that are waited for are taken under
+// mutex_, and waiters look under mutex_: what is seen as taken has been carried out.
 
 void SoftVm::enter_guest(Cpu& self) noexcept
 {
     for (;;) {
-        self.in_guest.store(true, std::memory_order_seq_cst);
+        self.in_guest.store(true, std::memory_order_release);
+        UnevenBarrier::light();
         if ((self.requests.load(std::memory_order_seq_cst) & ~request::exit) == 0) {
             return;
         }
@@ -138,7 +140,8 @@ void SoftVm::enter_guest(Cpu& self) noexcept
 void SoftVm::leave_guest(Cpu& self) noexcept
 {
     fpu_release(self);  // What runs outside of the guest may use the host's FPU.
-    self.in_guest.store(false, std::memory_order_seq_cst);
+    self.in_guest.store(false, std::memory_order_release);
+    UnevenBarrier::light();
     if (waiters_.load(std::memory_order_seq_cst) != 0) {
         const Lock lock{mutex_};
         changed_.notify_all();
@@ -148,7 +151,8 @@ void SoftVm::leave_guest(Cpu& self) noexcept
 void SoftVm::resume(Cpu& self) noexcept
 {
     for (;;) {
-        self.in_guest.store(true, std::memory_order_seq_cst);
+        self.in_guest.store(true, std::memory_order_release);
+        UnevenBarrier::light();
         if ((self.requests.load(std::memory_order_seq_cst) & awaited) == 0) {
             return;
         }
@@ -239,11 +243,17 @@ void SoftVm::synchronise(std::uint32_t bits, Cpu* self) noexcept
     const bool was_in_guest = self != nullptr && self->in_guest.load(std::memory_order_relaxed);
     {
         Lock lock{mutex_};
+        bool asked = false;
         for (const auto& each : members_) {
             if (each->cpu != self) {
                 each->cpu->requests.fetch_or(bits, std::memory_order_seq_cst);
+                asked = true;
             }
         }
+        if (!asked) {
+            return;
+        }
+        UnevenBarrier::heavy();
         if (others_out(bits, self)) {
             return;
         }
@@ -252,6 +262,7 @@ void SoftVm::synchronise(std::uint32_t bits, Cpu* self) noexcept
             changed_.notify_all();
         }
         waiters_.fetch_add(1, std::memory_order_seq_cst);
+        UnevenBarrier::heavy();
         changed_.wait(lock, [&] { return others_out(bits, self); });
         waiters_.fetch_sub(1, std::memory_order_seq_cst);
     }
@@ -274,6 +285,7 @@ SoftVm::Exclusion::Exclusion(SoftVm& vm_to_stop, Cpu& self) noexcept : vm(vm_to_
             }
         }
         vm.waiters_.fetch_add(1, std::memory_order_seq_cst);
+        UnevenBarrier::heavy();
         vm.changed_.wait(lock, [&] { return vm.others_out(0, &self); });
         vm.waiters_.fetch_sub(1, std::memory_order_seq_cst);
     }
