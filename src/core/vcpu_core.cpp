@@ -312,6 +312,11 @@ void VcpuCore::choose_event() noexcept
         return;
     }
     const bool shadow = cpu.sti_shadow || cpu.mov_ss_shadow;
+    if (cpu.nmi_blocked && nmi_pending_.load(std::memory_order_relaxed) > 1U) {
+        // One more is kept while one is with the guest; two are where it has taken none of them.
+        unsigned two = 2;
+        nmi_pending_.compare_exchange_strong(two, 1U);
+    }
     if (nmi_pending_.load(std::memory_order_relaxed) != 0U) {
         if (cpu.nmi_blocked || shadow) {
             cpu.nmi_window_requested = true;
@@ -447,7 +452,7 @@ bool VcpuCore::may_answer_port(Port port, std::size_t size) noexcept
 
 bool VcpuCore::may_answer_mmio(Gpa gpa, std::size_t size) noexcept
 {
-    if (lapic_ != nullptr && x86::irqchip::Irqchip::is_mmio(gpa)) {
+    if (lapic_ != nullptr && vm_->irqchip()->is_mmio(id_, gpa)) {
         return true;
     }
     const std::uint64_t generation = vm_->mmio_bus.generation() + vm_->mmio_sinks.generation();
@@ -478,15 +483,22 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
     // KVM "Linux KVM Hypercall": EPERM from user mode; of the calls, those whose CPUID bits are
     // not offered do not exist.
     constexpr std::uint64_t vapic_poll_irq = 1;
+    constexpr std::uint64_t send_ipi = 10;
     constexpr std::int64_t eperm = -1;
     constexpr std::int64_t enosys = -1000;
+    const bool is_64 = (cpu.efer & (1U << 10U)) != 0U && cpu.seg[x86::Cs].l != 0U;
+    const std::uint64_t width = is_64 ? ~std::uint64_t{0} : 0xffff'ffffU;
+    const std::uint64_t call = cpu.gpr[x86::Rax] & width;
     std::int64_t result = enosys;
     if (cpu.seg[x86::Ss].dpl != 0U) {
         result = eperm;
-    } else if (cpu.gpr[x86::Rax] == vapic_poll_irq) {
+    } else if (call == vapic_poll_irq) {
         result = 0;
+    } else if (call == send_ipi && lapic_ != nullptr) {
+        result = vm_->irqchip()->send_ipis(
+            {cpu.gpr[x86::Rbx] & width, cpu.gpr[x86::Rcx] & width}, is_64 ? 64U : 32U,
+            static_cast<std::uint32_t>(cpu.gpr[x86::Rdx]), cpu.gpr[x86::Rsi] & width);
     }
-    const bool is_64 = (cpu.efer & (1U << 10U)) != 0U && cpu.seg[x86::Cs].l != 0U;
     cpu.gpr[x86::Rax] =
         is_64 ? static_cast<std::uint64_t>(result) : static_cast<std::uint32_t>(result);
 }

@@ -340,8 +340,10 @@ private:
         std::memcpy(words.data(), name.data(), name.size());
         add(leaf(hypervisor_class, last_leaf, words[0], words[1], words[2]));
         // Documentation/virt/kvm/x86/cpuid: clocksource, no delay after port I/O, clocksource2,
-        // clocksource-stable.
-        add(leaf(hypervisor_class + 1, bit(0) | bit(1) | bit(3) | bit(24), 0, 0, 0));
+        // clocksource-stable; IPIs by hypercall.
+        add(leaf(hypervisor_class + 1,
+                 bit(0) | bit(1) | bit(3) | bit(24) | bits_of({feature::kvm_pv_send_ipi}), 0, 0,
+                 0));
         constexpr std::uint32_t apic_bus_khz = 1'000'000;
         add(leaf(last_leaf, tsc_khz_, apic_bus_khz, 0, 0));
     }

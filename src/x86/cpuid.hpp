@@ -84,6 +84,7 @@ inline constexpr CpuidFeature xsaveopt{0xd, 1, CpuidRegister::Eax, 0};
 inline constexpr CpuidFeature xsavec{0xd, 1, CpuidRegister::Eax, 1};
 inline constexpr CpuidFeature xgetbv1{0xd, 1, CpuidRegister::Eax, 2};
 inline constexpr CpuidFeature xsaves{0xd, 1, CpuidRegister::Eax, 3};
+inline constexpr CpuidFeature kvm_pv_send_ipi{0x4000'0001, 0, CpuidRegister::Eax, 11};
 inline constexpr CpuidFeature lahf_lm{0x8000'0001, 0, CpuidRegister::Ecx, 0};
 inline constexpr CpuidFeature lzcnt{0x8000'0001, 0, CpuidRegister::Ecx, 5};
 inline constexpr CpuidFeature prefetchw{0x8000'0001, 0, CpuidRegister::Ecx, 8};

@@ -386,6 +386,57 @@ TEST_P(VcpuTest, AnNmiThatComesDuringAnotherWaitsForItsIret)
     EXPECT_EQ(vcpu.regs().rsp, 0x8000U);
 }
 
+// kvm_update_cpuid_runtime(): CPUID.1:EDX.APIC is IA32_APIC_BASE's enable bit.
+TEST_P(VcpuTest, CpuidShowsWhetherTheApicIsEnabled)
+{
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    // mov $1, %eax; cpuid; out %edx, $0x10
+    small.place(SmallVm::code_at,
+                {0x66, 0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0x66, 0x89, 0xd0, 0x66, 0xe7, 0x10});
+    Vcpu vcpu = small.vcpu();
+    const auto has_apic = [&] {
+        vcpu.set_regs({.rsp = 0x8000, .rip = SmallVm::code_at, .rflags = 2});
+        const Exit exit = vcpu.run().value();
+        std::uint32_t edx = 0;
+        if (const auto* out = exit.get_if<PortWrite>()) {
+            std::memcpy(&edx, out->data.data(), sizeof edx);
+        }
+        return (edx >> 9U & 1U) != 0U;
+    };
+    EXPECT_TRUE(has_apic());
+    ASSERT_TRUE(vcpu.set_msr(0x1b, 0xfee0'0100).has_value());
+    if (engine() == Engine::Soft) {
+        EXPECT_FALSE(has_apic());
+    }
+    ASSERT_TRUE(vcpu.set_msr(0x1b, 0xfee0'0900).has_value());
+    EXPECT_TRUE(has_apic());
+}
+
+// KVM's process_nmi(): one is kept while one is with the guest, and two otherwise.
+TEST_P(VcpuTest, NmisThatComeDuringAnotherAreOne)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM keeps a pending NMI back";
+    }
+    SmallVm small{engine()};
+    place_handler(small, 2, 0x2000);
+    small.place(SmallVm::code_at, {0xf4, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    vcpu.nmi();
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());  // In the handler.
+    vcpu.nmi();
+    vcpu.nmi();
+    vcpu.nmi();
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    EXPECT_TRUE(vcpu.run()->is<Halt>());
+    vcpu.nmi();
+    vcpu.nmi();
+    vcpu.nmi();
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    ASSERT_TRUE(vcpu.run()->is<PortWrite>());
+    EXPECT_TRUE(vcpu.run()->is<Halt>());
+}
+
 TEST_P(VcpuTest, TheGuestReadsTheClockThatTheVmmSees)
 {
     if (is_emulated_kvm()) {

@@ -568,6 +568,40 @@ TEST_F(LocalApicTest, ARemovedVcpuIsNotCalledAnyMoreAndItsIdCanBeUsedAgain)
     EXPECT_EQ(again.kicks, 1);
 }
 
+TEST_F(LocalApicTest, TheRegisterPageIsWhereApicBaseSays)
+{
+    constexpr Gpa elsewhere{0xfed4'0000};
+    std::uint32_t value = 0;
+    EXPECT_FALSE(chip.is_mmio(1, elsewhere));
+    EXPECT_FALSE(chip.mmio_read(1, elsewhere, bytes_of(value)));
+    ASSERT_TRUE(apic[1]->set_apic_base(elsewhere.value() | 0x800));
+    EXPECT_TRUE(chip.is_mmio(1, elsewhere));
+    EXPECT_TRUE(chip.mmio_read(1, Gpa{elsewhere.value() + 0x20}, bytes_of(value)));
+    EXPECT_EQ(value, 1U << 24U) << "the id";
+    EXPECT_FALSE(chip.is_mmio(1, Gpa{LocalApic::default_base}));
+    EXPECT_FALSE(chip.mmio_read(1, Gpa{LocalApic::default_base}, bytes_of(value)));
+    EXPECT_FALSE(chip.is_mmio(0, elsewhere)) << "each CPU has its own";
+    EXPECT_TRUE(chip.is_mmio(0, Gpa{LocalApic::default_base}));
+}
+
+// KVM "Linux KVM Hypercall": KVM_HC_SEND_IPI.
+TEST_F(LocalApicTest, IpisByHypercallGoToTheBitmap)
+{
+    enable_all();
+    EXPECT_EQ(chip.send_ipis({0b1011, 0}, 64, 0, 0x55), 3);
+    EXPECT_EQ(apic[0]->acknowledge(), 0x55);
+    EXPECT_EQ(apic[1]->acknowledge(), 0x55);
+    EXPECT_EQ(apic[2]->acknowledge(), std::nullopt);
+    EXPECT_EQ(apic[3]->acknowledge(), 0x55);
+    EXPECT_EQ(chip.send_ipis({1, 1}, 32, 2, 0x66), 1) << "2, and 34, which there is not";
+    EXPECT_EQ(apic[2]->acknowledge(), 0x66);
+    EXPECT_EQ(chip.send_ipis({2, 0}, 64, 0, 0x400), 1);
+    EXPECT_EQ(vcpu[1].nmis, 1);
+    EXPECT_EQ(chip.send_ipis({1, 0}, 64, 0xffff'ffff, 0x55), 0);
+    EXPECT_EQ(chip.send_ipis({1, 0}, 64, 0, 0x4'0055), -22) << "a shorthand";
+    EXPECT_EQ(chip.send_ipis({1, 0}, 64, 0, 0x855), -22) << "a logical destination";
+}
+
 // --- Split irqchip.
 
 class SplitIrqchip : public IrqchipFixture {

@@ -206,6 +206,64 @@ TEST(SystemGuest, MovSsHoldsTheStepBack)
     EXPECT_EQ(guest.stack_word(0), Guest::code + 3);
 }
 
+// AMD and Intel alike: TF is looked at when SYSRET is over.
+TEST(SystemGuest, ASysretThatSetsTfTrapsBeforeTheFirstInstruction)
+{
+    Guest guest;
+    guest.long_mode();
+    guest.load(Guest::code, {0x48, 0x0f, 0x07});  // sysretq
+    guest.load(Guest::code + 0x100, {0x90, 0x90});
+    guest.state().star = std::uint64_t{0x18} << 48U;
+    guest.reg(Rcx) = Guest::code + 0x100;
+    guest.reg(R11) = 0x102;
+    guest.vcpu->state_changed();
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.halted_by_vector(), 1);
+    EXPECT_EQ(guest.stack_word(0), Guest::code + 0x100);
+    EXPECT_EQ(guest.state().dr6 & 0x4000U, 0x4000U);
+}
+
+TEST(SystemGuest, Int1TakesAlongTheTrapThatMovSsHeldBack)
+{
+    Guest guest;
+    guest.long_mode();
+    guest.load(Guest::code, {0x8e, 0x11, 0xf1, 0xf4});  // mov ss, [rcx]; int1; hlt
+    guest.put<std::uint16_t>(Guest::data, 0x10);
+    guest.reg(Rcx) = Guest::data;
+    guest.state().dr[0] = Guest::data;
+    guest.state().dr7 = 0x7'0402U | 0x3'0000U;  // 2 bytes, read or write.
+    guest.vcpu->state_changed();
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.halted_by_vector(), 1);
+    EXPECT_EQ(guest.stack_word(0), Guest::code + 3) << "behind INT1";
+    EXPECT_EQ(guest.state().dr6 & 0xfU, 1U);
+    EXPECT_EQ(guest.state().pending_debug, 0U) << "one #DB for both";
+}
+
+TEST(SystemGuest, ASegmentOfTheSystemLosesItsSelectorForUsersNotItsBase)
+{
+    Guest guest;
+    guest.long_mode();
+    guest.load(Guest::code, {0x48, 0xcf});                                        // iretq
+    guest.load(Guest::code + 0x100, {0x65, 0x8a, 0x04, 0x25, 0, 0, 0, 0, 0xf4});  // mov al, gs:0
+    guest.put<std::uint64_t>(Guest::gdt + 0x20, 0x00cf'f300'0000'ffff);
+    guest.put<std::uint64_t>(Guest::gdt + 0x28, 0x00af'fb00'0000'ffff);
+    std::uint64_t at = Guest::stack - 40;
+    guest.reg(Rsp) = at;
+    for (const std::uint64_t word : {Guest::code + 0x100, std::uint64_t{0x2b}, std::uint64_t{2},
+                                     Guest::stack - 0x100, std::uint64_t{0x23}}) {
+        guest.put<std::uint64_t>(at, word);
+        at += 8;
+    }
+    guest.state().seg[Gs].base = Guest::data;
+    guest.put<std::uint8_t>(Guest::data, 0x5a);
+    guest.vcpu->state_changed();
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.halted_by_vector(), 13) << "HLT by a user";
+    EXPECT_EQ(guest.reg(Rax) & 0xffU, 0x5aU);
+    EXPECT_EQ(guest.state().seg[Gs].selector, 0U);
+}
+
 TEST(SystemGuest, DataBreakpointTrapsBehindTheInstruction)
 {
     Guest guest;

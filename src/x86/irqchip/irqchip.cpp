@@ -3,6 +3,7 @@
 #include "x86/irqchip/irqchip.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "x86/irqchip/pit.hpp"
@@ -95,20 +96,19 @@ void Irqchip::remove_lapic(std::uint32_t id) noexcept
 
 // --- The guest's accesses.
 
-bool Irqchip::is_mmio(Gpa gpa) noexcept
+bool Irqchip::is_mmio(std::uint32_t vcpu_id, Gpa gpa) const noexcept
 {
-    return is_in(gpa, LocalApic::default_base, LocalApic::page_size) ||
+    const LocalApic* const apic = bus_.find(vcpu_id);
+    return (apic != nullptr && apic->is_in_page(gpa)) ||
            is_in(gpa, IoApic::default_base, IoApic::size_bytes);
 }
 
 bool Irqchip::mmio_read(std::uint32_t vcpu_id, Gpa gpa, std::span<std::byte> data) noexcept
 {
-    if (is_in(gpa, LocalApic::default_base, LocalApic::page_size)) {
-        LocalApic* apic = bus_.find(vcpu_id);
-        if (apic != nullptr) {
-            apic->mmio_read(gpa.value() - LocalApic::default_base, data);
-        }
-        return apic != nullptr;
+    LocalApic* const apic = bus_.find(vcpu_id);
+    if (apic != nullptr && apic->is_in_page(gpa)) {
+        apic->mmio_read(gpa.value() % LocalApic::page_size, data);
+        return true;
     }
     if (io_apic_ != nullptr && is_in(gpa, IoApic::default_base, IoApic::size_bytes)) {
         io_apic_->read(gpa.value() - IoApic::default_base, data);
@@ -119,18 +119,45 @@ bool Irqchip::mmio_read(std::uint32_t vcpu_id, Gpa gpa, std::span<std::byte> dat
 
 bool Irqchip::mmio_write(std::uint32_t vcpu_id, Gpa gpa, std::span<const std::byte> data) noexcept
 {
-    if (is_in(gpa, LocalApic::default_base, LocalApic::page_size)) {
-        LocalApic* apic = bus_.find(vcpu_id);
-        if (apic != nullptr) {
-            apic->mmio_write(gpa.value() - LocalApic::default_base, data);
-        }
-        return apic != nullptr;
+    LocalApic* const apic = bus_.find(vcpu_id);
+    if (apic != nullptr && apic->is_in_page(gpa)) {
+        apic->mmio_write(gpa.value() % LocalApic::page_size, data);
+        return true;
     }
     if (io_apic_ != nullptr && is_in(gpa, IoApic::default_base, IoApic::size_bytes)) {
         io_apic_->write(gpa.value() - IoApic::default_base, data);
         return true;
     }
     return false;
+}
+
+std::int64_t Irqchip::send_ipis(const std::array<std::uint64_t, 2>& bitmap,
+                                unsigned word_bits,
+                                std::uint32_t first_id,
+                                std::uint64_t icr) noexcept
+{
+    constexpr std::uint64_t logical_or_shorthand = (1U << 11U) | (3U << 18U);
+    constexpr std::int64_t einval = -EINVAL;
+    if ((icr & logical_or_shorthand) != 0U) {
+        return einval;
+    }
+    std::int64_t reached = 0;
+    for (unsigned i = 0; i < 2U * word_bits; ++i) {
+        const std::uint64_t id = std::uint64_t{first_id} + i;
+        if (((bitmap[i / word_bits] >> (i % word_bits)) & 1U) == 0U ||
+            id >= ApicBus::max_lapic_count) {
+            continue;
+        }
+        if (LocalApic* const apic = bus_.find(static_cast<std::uint32_t>(id))) {
+            InterruptMessage message;
+            message.vector = static_cast<std::uint8_t>(icr);
+            message.mode = static_cast<DeliveryMode>((icr >> 8U) & 7U);
+            message.level_triggered = (icr & (1U << 15U)) != 0U;
+            message.asserted = (icr & (1U << 14U)) != 0U;
+            reached += apic->accept(message) ? 1 : 0;
+        }
+    }
+    return reached;
 }
 
 bool Irqchip::port_read(Port port, std::span<std::byte> data) noexcept

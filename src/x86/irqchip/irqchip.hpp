@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -72,9 +73,9 @@ public:
 
     // --- The guest's accesses.
 
+    /// Whether accesses of the vCPU to `gpa` may be answered.
+    [[nodiscard]] bool is_mmio(std::uint32_t vcpu_id, Gpa gpa) const noexcept;
     /// An access by a vCPU to its local APIC's page or to the I/O APIC.  False: neither is there.
-    /// Whether accesses to the page of `gpa` may be answered.
-    [[nodiscard]] static bool is_mmio(Gpa gpa) noexcept;
     [[nodiscard]] bool mmio_read(std::uint32_t vcpu_id,
                                  Gpa gpa,
                                  std::span<std::byte> data) noexcept;
@@ -98,6 +99,15 @@ public:
     ///
     /// @return the number of CPUs reached; 0 if the guest blocks it or it is for no CPU.
     int signal_msi(Gpa address, std::uint32_t data) noexcept;
+
+    /// The hypercall KVM_HC_SEND_IPI: what `icr` says, to the APICs `first_id` + i for each bit i
+    /// of the bitmap of two words of `word_bits` bits.
+    ///
+    /// @return the number of CPUs reached; -EINVAL for an `icr` with a destination of its own.
+    std::int64_t send_ipis(const std::array<std::uint64_t, 2>& bitmap,
+                           unsigned word_bits,
+                           std::uint32_t first_id,
+                           std::uint64_t icr) noexcept;
 
     /// KVM_SET_GSI_ROUTING.  EINVAL, and nothing changes, for an entry that is not valid.
     Result<void> set_routing(std::span<const GsiRoute> routes) { return routing_.replace(routes); }

@@ -95,6 +95,7 @@ void LocalApic::reset() noexcept
 {
     const std::lock_guard lock{mutex_};
     base_ = default_base | apic::base_enable | (initial_id_ == 0U ? apic::base_bootstrap : 0U);
+    page_.store(default_base, std::memory_order_relaxed);
     reg(Reg::Id) = initial_id_ << 24U;
     reset_registers_locked();
     static_cast<void>(update_locked());
@@ -468,6 +469,7 @@ bool LocalApic::set_apic_base(std::uint64_t value, ApicBaseWriter writer) noexce
         if (illegal && writer == ApicBaseWriter::Guest) {
             return false;
         }
+        page_.store(value & ~(page_size - 1), std::memory_order_relaxed);
         set_mode_registers_locked(std::exchange(base_, value));
         rose = update_locked();
     }

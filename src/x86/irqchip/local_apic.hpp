@@ -140,6 +140,12 @@ public:
 
     // --- The guest's accesses.
 
+    /// Whether the register page is where `gpa` is: IA32_APIC_BASE says where.  Memory that is
+    /// there, too, hides it.
+    [[nodiscard]] bool is_in_page(Gpa gpa) const noexcept
+    {
+        return (gpa.value() & ~(page_size - 1)) == page_.load(std::memory_order_relaxed);
+    }
     /// Reads the register page.  Any offset and size is answered; see KVM's rules in the source.
     void mmio_read(std::uint64_t offset, std::span<std::byte> data) noexcept;
     void mmio_write(std::uint64_t offset, std::span<const std::byte> data) noexcept;
@@ -148,8 +154,7 @@ public:
     [[nodiscard]] bool write_msr(std::uint32_t index, std::uint64_t value) noexcept;
     /// IA32_APIC_BASE.
     [[nodiscard]] std::uint64_t apic_base() const noexcept;
-    /// Reserved bits and illegal transitions are refused: #GP(0).  Another address than the
-    /// default is kept and reported, but the page stays where it is.
+    /// Reserved bits and illegal transitions are refused: #GP(0).
     [[nodiscard]] bool set_apic_base(std::uint64_t value,
                                      ApicBaseWriter writer = ApicBaseWriter::Guest) noexcept;
 
@@ -228,6 +233,10 @@ private:
     [[nodiscard]] bool write_mode_dependent_locked(LapicRegister r,
                                                    std::uint32_t value,
                                                    Effects& effects) noexcept;
+    void write_deadline_locked(std::uint64_t value, Effects& effects) noexcept;
+    [[nodiscard]] bool write_x2apic_locked(std::uint32_t index,
+                                           std::uint64_t value,
+                                           Effects& effects) noexcept;
     void write_svr_locked(std::uint32_t value) noexcept;
     void write_lvt_locked(LapicRegister r, std::uint32_t value) noexcept;
     void write_icr_locked(std::uint32_t low, std::uint32_t high, Effects& effects) noexcept;
@@ -240,6 +249,7 @@ private:
     void on_timer() noexcept;
     void update_timer_mode_locked() noexcept;
     void start_timer_locked() noexcept;
+    void expire_locked(Effects& effects) noexcept;
     void stop_timer_locked() noexcept;
     void write_divide_locked(std::uint32_t value) noexcept;
     [[nodiscard]] std::uint32_t divisor_locked() const noexcept;
@@ -267,6 +277,7 @@ private:
     // For readers without the lock; written under it.
     std::atomic<bool> deliverable_{};
     std::atomic<bool> accepts_pic_{};
+    std::atomic<std::uint64_t> page_{default_base};
     std::atomic<int> ended_{-1};  // The vector that the vCPU leaves for.
     std::atomic<std::uint32_t> match_id_{};
     std::atomic<std::uint32_t> match_ldr_{};

@@ -285,34 +285,50 @@ bool LocalApic::read_msr(std::uint32_t index, std::uint64_t& value) noexcept
     return true;
 }
 
-bool LocalApic::write_msr(std::uint32_t index, std::uint64_t value) noexcept
+void LocalApic::write_deadline_locked(std::uint64_t value, Effects& effects) noexcept
+{
+    if (!hardware_enabled() || timer_mode_ != TimerMode::TscDeadline) {
+        return;
+    }
+    tsc_deadline_ = value;
+    start_timer_locked();
+    if (timer_active_ && timer_target_ns_ <= timers_.now_ns()) {
+        // It is over: the interrupt comes behind this very instruction.
+        timer_->cancel();
+        expire_locked(effects);
+    }
+}
+
+/// @pre in x2APIC mode, `index` is one of its MSRs
+bool LocalApic::write_x2apic_locked(std::uint32_t index,
+                                    std::uint64_t value,
+                                    Effects& effects) noexcept
 {
     constexpr std::uint32_t icr_reserved = 0xfff3'2000;
     const auto low = static_cast<std::uint32_t>(value);
     const auto high = static_cast<std::uint32_t>(value >> 32U);
+    const std::uint32_t offset = (index - apic::msr_x2apic_first) << 4U;
+    const auto r = static_cast<Reg>(offset);
+    if (r == Reg::IcrLow) {
+        if ((low & icr_reserved) != 0U) {
+            return false;
+        }
+        write_icr_locked(low, high, effects);
+        return true;
+    }
+    return high == 0U && (r != Reg::Eoi || low == 0U) &&
+           write_register_locked(offset, low, effects);
+}
+
+bool LocalApic::write_msr(std::uint32_t index, std::uint64_t value) noexcept
+{
     Effects effects;
     {
         const std::lock_guard lock{mutex_};
-        if (index == apic::msr_tsc_deadline) {
-            if (features_.tsc_deadline && hardware_enabled() &&
-                timer_mode_ == TimerMode::TscDeadline) {
-                tsc_deadline_ = value;
-                start_timer_locked();
-            }
-            return features_.tsc_deadline;
-        }
-        if (index < apic::msr_x2apic_first || index > apic::msr_x2apic_last || !is_x2apic()) {
-            return false;
-        }
-        const std::uint32_t offset = (index - apic::msr_x2apic_first) << 4U;
-        const auto r = static_cast<Reg>(offset);
-        if (r == Reg::IcrLow) {
-            if ((low & icr_reserved) != 0U) {
-                return false;
-            }
-            write_icr_locked(low, high, effects);
-        } else if (high != 0U || (r == Reg::Eoi && low != 0U) ||
-                   !write_register_locked(offset, low, effects)) {
+        if (index == apic::msr_tsc_deadline && features_.tsc_deadline) {
+            write_deadline_locked(value, effects);
+        } else if (index < apic::msr_x2apic_first || index > apic::msr_x2apic_last ||
+                   !is_x2apic() || !write_x2apic_locked(index, value, effects)) {
             return false;
         }
         effects.kick = update_locked();

@@ -138,30 +138,35 @@ void LocalApic::tsc_changed() noexcept
     }
 }
 
+/// @pre the timer's time has come
+void LocalApic::expire_locked(Effects& effects) noexcept
+{
+    if (timer_mode_ == TimerMode::Periodic) {
+        // From the deadline, not from now: no drift.  Periods that were missed are one
+        // interrupt, as a pending one would have swallowed them.
+        const std::uint64_t period = period_ns_locked();
+        timer_target_ns_ += period * (1U + (timers_.now_ns() - timer_target_ns_) / period);
+        timer_->arm(timer_target_ns_);
+    } else {
+        timer_active_ = false;
+        tsc_deadline_ = 0;
+    }
+    deliver_lvt_locked(Reg::LvtTimer, effects);
+}
+
 void LocalApic::on_timer() noexcept
 {
     Effects effects;
     {
         const std::lock_guard lock{mutex_};
-        const std::uint64_t now = timers_.now_ns();
         if (!timer_active_) {
             return;  // Stopped while this call was on its way.
         }
-        if (now < timer_target_ns_) {
+        if (timers_.now_ns() < timer_target_ns_) {
             timer_->arm(timer_target_ns_);  // Set anew meanwhile.
             return;
         }
-        if (timer_mode_ == TimerMode::Periodic) {
-            // From the deadline, not from now: no drift.  Periods that were missed are one
-            // interrupt, as a pending one would have swallowed them.
-            const std::uint64_t period = period_ns_locked();
-            timer_target_ns_ += period * (1U + (now - timer_target_ns_) / period);
-            timer_->arm(timer_target_ns_);
-        } else {
-            timer_active_ = false;
-            tsc_deadline_ = 0;
-        }
-        deliver_lvt_locked(Reg::LvtTimer, effects);
+        expire_locked(effects);
         effects.kick = update_locked();
     }
     perform(effects);

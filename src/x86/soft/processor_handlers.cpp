@@ -106,12 +106,17 @@ std::uint32_t xsave_size(const Cpuid& cpuid, std::uint64_t mask, bool compacted)
 }
 
 /// Bits that follow the guest's registers.
-void apply_state(const Cpu& cpu, CpuidEntry& entry, std::uint32_t leaf, std::uint32_t index)
+void apply_state(Cpu& cpu, CpuidEntry& entry, std::uint32_t leaf, std::uint32_t index)
 {
     const Cr4 control{cpu.cr4};
     if (leaf == 1U) {
         constexpr std::uint32_t osxsave = 1U << 27U;
+        constexpr std::uint32_t apic = 1U << 9U;
+        constexpr std::uint64_t apic_enable = 1U << 11U;  // In IA32_APIC_BASE.
         entry.ecx = (entry.ecx & ~osxsave) | (control.get(Cr4::OSXSAVE) ? osxsave : 0U);
+        if ((cpu.host.apic_base() & apic_enable) == 0U) {
+            entry.edx &= ~apic;
+        }
     } else if (leaf == 7U && index == 0U) {
         constexpr std::uint32_t ospke = 1U << 4U;
         entry.ecx = (entry.ecx & ~ospke) | (control.get(Cr4::PKE) ? ospke : 0U);

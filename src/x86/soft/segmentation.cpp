@@ -306,7 +306,10 @@ void drop_inner_segments(Cpu& cpu, unsigned level) noexcept
         const bool is_conforming = (segment.type & segment_type::code) != 0U &&
                                    (segment.type & segment_type::conforming) != 0U;
         if (segment.unusable == 0U && !is_conforming && segment.dpl < level) {
+            // The base stays, as on the processors: 64-bit code uses it for FS and GS.
+            const std::uint64_t base = segment.base;
             segment = null_segment(0);
+            segment.base = base;
         } else if (segment.unusable != 0U) {
             segment.selector = 0;
         }

@@ -3,6 +3,8 @@
 /// @file
 /// Instructions that go through transfer.cpp, interrupt_return.cpp, fast_call.cpp, delivery.cpp.
 
+#include <utility>
+
 #include "x86/soft/descriptor.hpp"
 #include "x86/soft/system.hpp"
 #include "x86/soft/system_handlers.hpp"
@@ -124,8 +126,7 @@ const Op* int3(Cpu& cpu, const Op* op)
         cpu.exit = EngineExit{};
         cpu.exit.reason = EngineExit::Reason::Debug;
         cpu.exit.debug.exception = static_cast<std::uint8_t>(Vector::BP);
-        cpu.exit.debug.pc =
-            cpu.code_64() ? cpu.rip : (cpu.seg[Cs].base + cpu.rip) & 0xffff'ffffU;
+        cpu.exit.debug.pc = cpu.code_64() ? cpu.rip : (cpu.seg[Cs].base + cpu.rip) & 0xffff'ffffU;
         cpu.exit_pending = true;
         return nullptr;
     }
@@ -133,10 +134,16 @@ const Op* int3(Cpu& cpu, const Op* op)
                           static_cast<std::uint8_t>(Vector::BP));
 }
 
+/// INT1 takes along the traps that a MOV to SS before it has held back: one #DB for both.
 const Op* int1(Cpu& cpu, const Op* op)
 {
-    return software_event(cpu, op, EventKind::PrivilegedSoftwareException,
-                          static_cast<std::uint8_t>(Vector::DB));
+    const Op* const next = software_event(cpu, op, EventKind::PrivilegedSoftwareException,
+                                          static_cast<std::uint8_t>(Vector::DB));
+    if (cpu.pending_debug != 0U && !cpu.debugger.takes_debug_exceptions()) {
+        constexpr std::uint64_t breakpoints = 0xf;
+        cpu.dr6 = (cpu.dr6 & ~breakpoints) | Dr6::reset | std::exchange(cpu.pending_debug, 0);
+    }
+    return next;
 }
 
 const Op* into(Cpu& cpu, const Op* op)
@@ -148,16 +155,29 @@ const Op* into(Cpu& cpu, const Op* op)
                           static_cast<std::uint8_t>(Vector::OF));
 }
 
+/// SYSCALL and SYSRET, unlike IRET and POPF, are stepped by the TF that they leave behind: a SYSRET
+/// that sets it traps before the first instruction of user code.
+void trap_by_new_flags(Cpu& cpu) noexcept
+{
+    constexpr std::uint64_t dr6_bs = 1U << 14U;
+    const bool traps = Rflags{cpu.rflags}.get(Rflags::TF);
+    cpu.no_step_trap = !traps && !cpu.debugger.single_step;
+    if (traps) {
+        cpu.pending_debug |= dr6_bs;
+    }
+}
+
 const Op* syscall_handler(Cpu& cpu, const Op* op)
 {
     syscall(cpu, cpu.next_rip(*op));
-    cpu.no_step_trap = !Rflags{cpu.rflags}.get(Rflags::TF);
+    trap_by_new_flags(cpu);
     return go_on_in_new_mode(cpu);
 }
 
 const Op* sysret_handler(Cpu& cpu, const Op* op)
 {
     sysret(cpu, op->operand_size);
+    trap_by_new_flags(cpu);
     return go_on_in_new_mode(cpu);
 }
 
