@@ -129,7 +129,8 @@ printf '%s\n' "${command[*]}" >"$tree/vmm/command"
 
 # ---- The machine ----------------------------------------------------------------------------------------
 
-append="console=ttyS0,115200 loglevel=4 panic=-1 nokaslr"
+# Bochs shows each blink of the cursor on a terminal of its own that nobody reads, and stops for good when that is full.
+append="console=ttyS0,115200 loglevel=4 panic=-1 nokaslr vt.global_cursor_default=0"
 output=$work/output
 : >"$output"
 
