@@ -24,6 +24,7 @@
 
 #include "vmm/address.hpp"
 #include "vmm/export.hpp"
+#include "vmm/x86/msr_filter.hpp"
 
 namespace vmm {
 
@@ -56,6 +57,23 @@ struct MmioRead {
 struct MmioWrite {
     Gpa gpa;
     std::span<const std::byte> data;
+};
+
+/// The guest executed RDMSR, and the caller is to say what it gives (`Vm::set_msr_exits`,
+/// KVM_EXIT_X86_RDMSR).  Fill `answer` before the next run: 0, without a fault, to begin with.
+struct MsrRead {
+    std::uint32_t index;
+    x86::MsrExitReason reason;
+    x86::MsrAnswer* answer;  ///< In the vCPU's run area; valid until the next run.
+};
+
+/// The guest executed WRMSR, and the caller is to say whether it raises #GP(0): `answer->fault`
+/// (KVM_EXIT_X86_WRMSR).
+struct MsrWrite {
+    std::uint32_t index;
+    x86::MsrExitReason reason;
+    std::uint64_t value;
+    x86::MsrAnswer* answer;  ///< As of `MsrRead`.
 };
 
 /// The guest executed HLT.  Only without an in-library interrupt controller: with one, HLT waits
@@ -118,6 +136,8 @@ public:
                                 PortWrite,
                                 MmioRead,
                                 MmioWrite,
+                                MsrRead,
+                                MsrWrite,
                                 Halt,
                                 Shutdown,
                                 Interrupted,

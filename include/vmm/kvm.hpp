@@ -109,6 +109,8 @@ enum class Capability : std::uint32_t {
     GetMsrFeatures = 153,
     CoalescedPio = 162,
     ManualDirtyLogProtect2 = 168,
+    X86UserSpaceMsr = 188,
+    X86MsrFilter = 189,
     SetGuestDebug2 = 195,  ///< The bits of KVM_GUESTDBG_* that are known.
 };
 

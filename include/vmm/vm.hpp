@@ -21,6 +21,7 @@
 #include "vmm/result.hpp"
 #include "vmm/vcpu.hpp"
 #include "vmm/x86/irqchip_state.hpp"
+#include "vmm/x86/msr_filter.hpp"
 
 namespace vmm {
 
@@ -210,6 +211,19 @@ public:
     /// KVM_REINJECT_CONTROL: whether ticks that the guest could not take in time come later (as
     /// they do at first) or are lost.  @return ENXIO without a PIT.
     Result<void> set_pit_reinject(bool enabled);
+
+    // --- MSRs.
+
+    /// KVM_X86_SET_MSR_FILTER: which MSRs the guest may access, instead of what was set before.
+    /// An access that is denied raises #GP(0), or leaves (`set_msr_exits`).
+    ///
+    /// @return EINVAL for a default of "deny" without any range, more than 16 ranges, a range that
+    /// speaks of neither reads nor writes, is longer than `MsrFilter::max_count`, or has fewer bits
+    /// than MSRs.
+    Result<void> set_msr_filter(const x86::MsrFilter& filter);
+    /// KVM_CAP_X86_USER_SPACE_MSR: which accesses leave with `MsrRead` and `MsrWrite`; none at
+    /// first.
+    void set_msr_exits(const x86::MsrExits& exits) noexcept;
 
     // --- vCPUs.
 

@@ -11,6 +11,7 @@ const char* Exit::name() const noexcept
     return visit(Overloaded{
         [](const PortRead&) { return "port read"; }, [](const PortWrite&) { return "port write"; },
         [](const MmioRead&) { return "mmio read"; }, [](const MmioWrite&) { return "mmio write"; },
+        [](const MsrRead&) { return "msr read"; }, [](const MsrWrite&) { return "msr write"; },
         [](const Halt&) { return "halt"; }, [](const Shutdown&) { return "shutdown"; },
         [](const Interrupted&) { return "interrupted"; },
         [](const IrqWindow&) { return "irq window"; },

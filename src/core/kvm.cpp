@@ -122,7 +122,9 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::IoeventfdAnyLength:
     case Capability::GetMsrFeatures:
     case Capability::CoalescedPio:
-    case Capability::ManualDirtyLogProtect2: return 1;
+    case Capability::ManualDirtyLogProtect2:
+    case Capability::X86UserSpaceMsr:
+    case Capability::X86MsrFilter: return 1;
     case Capability::Mce: return static_cast<int>(x86::max_mce_banks);
     case Capability::SetGuestDebug2: return 0x1f'0003;  // Steps, breakpoints, injection, blocking.
     case Capability::AdjustClock: return 0xe;  // KVM_CLOCK_TSC_STABLE, _REALTIME, _HOST_TSC.

@@ -380,7 +380,11 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
     case EngineExit::Reason::Difference: return Difference{exit.report};
     case EngineExit::Reason::EntryFailure: return EntryFailure{exit.hardware_reason};
     case EngineExit::Reason::MsrRead:
-    case EngineExit::Reason::MsrWrite: break;  // read_msr() and write_msr() never say ToUser.
+        io_pending_ = true;
+        return MsrRead{exit.msr, msr_refusal_, exit.msr_answer};
+    case EngineExit::Reason::MsrWrite:
+        io_pending_ = true;
+        return MsrWrite{exit.msr, msr_refusal_, exit.msr_value, exit.msr_answer};
     }
     return InternalError{{}};
 }
@@ -503,16 +507,36 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
         is_64 ? static_cast<std::uint64_t>(result) : static_cast<std::uint32_t>(result);
 }
 
+namespace {
+
+x86::MsrExitReason refusal_of(std::uint32_t index) noexcept
+{
+    return x86::is_known_msr(index) ? x86::MsrExitReason::Invalid : x86::MsrExitReason::Unknown;
+}
+
+}  // namespace
+
 x86::MsrResult VcpuCore::read_msr(std::uint32_t index, std::uint64_t& value) noexcept
 {
     return access_msr(index, value, false, x86::MsrAccess::Guest) ? x86::MsrResult::Done
-                                                                  : x86::MsrResult::Fault;
+                                                                  : refuse_msr(refusal_of(index));
 }
 
 x86::MsrResult VcpuCore::write_msr(std::uint32_t index, std::uint64_t value) noexcept
 {
     return access_msr(index, value, true, x86::MsrAccess::Guest) ? x86::MsrResult::Done
-                                                                 : x86::MsrResult::Fault;
+                                                                 : refuse_msr(refusal_of(index));
+}
+
+bool VcpuCore::allows_msr(std::uint32_t index, bool write) noexcept
+{
+    return vm_->allows_msr(id_, index, write);
+}
+
+x86::MsrResult VcpuCore::refuse_msr(x86::MsrExitReason why) noexcept
+{
+    msr_refusal_ = why;
+    return vm_->leaves_for_msr(why) ? x86::MsrResult::ToUser : x86::MsrResult::Fault;
 }
 
 void VcpuCore::set_tsc_offset(std::uint64_t offset) noexcept

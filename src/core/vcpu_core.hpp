@@ -89,6 +89,8 @@ public:
     bool may_answer_mmio(Gpa gpa, std::size_t size) noexcept override;
     x86::MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept override;
     x86::MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept override;
+    bool allows_msr(std::uint32_t index, bool write) noexcept override;
+    x86::MsrResult refuse_msr(x86::MsrExitReason why) noexcept override;
     void write_cr8(std::uint64_t value) noexcept override;
     std::uint64_t read_cr8() noexcept override;
     std::uint64_t apic_base() noexcept override;
@@ -155,6 +157,7 @@ private:
     };
     Unanswered<Port> unanswered_port_;
     Unanswered<Gpa> unanswered_mmio_;
+    x86::MsrExitReason msr_refusal_{};  // Of the MSR access that leaves.
     std::uint64_t exits_{};
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool block_events_{};     // A debugger wants no interrupt.

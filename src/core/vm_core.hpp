@@ -18,6 +18,7 @@
 #include "vmm/bus/io_bus.hpp"
 #include "vmm/event_loop.hpp"
 #include "vmm/kvm.hpp"
+#include "vmm/memory/epoch.hpp"
 #include "vmm/memory/memslots.hpp"
 #include "x86/engine.hpp"
 #include "x86/irqchip/irqchip.hpp"
@@ -68,6 +69,18 @@ public:
     [[nodiscard]] bus::CoalescedRing* coalesced_ring() const noexcept
     {
         return coalesced_ring_.load(std::memory_order_acquire);
+    }
+
+    Result<void> set_msr_filter(const x86::MsrFilter& filter);
+    void set_msr_exits(const x86::MsrExits& exits) noexcept;
+    /// Whether the filter lets a vCPU access an MSR.
+    [[nodiscard]] bool allows_msr(std::uint32_t vcpu,
+                                  std::uint32_t index,
+                                  bool write) const noexcept;
+    /// Whether an access that is refused for this reason leaves to the caller.
+    [[nodiscard]] bool leaves_for_msr(x86::MsrExitReason why) const noexcept
+    {
+        return (msr_exits_.load(std::memory_order_relaxed) & static_cast<std::uint32_t>(why)) != 0U;
     }
 
     Result<void> set_boot_cpu_id(std::uint32_t id);
@@ -134,6 +147,9 @@ private:
     std::unique_ptr<Irqfds> irqfds_;  // After the irqchip, which it uses.
     std::unique_ptr<bus::CoalescedRing> coalesced_storage_;
     std::atomic<bus::CoalescedRing*> coalesced_ring_{};
+    std::atomic<bool> has_msr_filter_{};  // Without, the filter need not be looked at.
+    memory::Published<x86::MsrFilter> msr_filter_;
+    std::atomic<std::uint32_t> msr_exits_{};  // Of `x86::MsrExitReason`.
 
     std::mutex mutex_;  // vcpus_ and all that is made once.
     std::map<std::uint32_t, VcpuCore*> vcpus_;

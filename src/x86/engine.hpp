@@ -20,6 +20,7 @@
 
 #include "vmm/address.hpp"
 #include "vmm/result.hpp"
+#include "vmm/x86/msr_filter.hpp"
 #include "x86/cpu_state.hpp"
 
 namespace vmm::x86 {
@@ -72,7 +73,7 @@ public:
 enum class MsrResult : std::uint8_t {
     Done,
     Fault,   ///< #GP(0).
-    ToUser,  ///< The access is filtered to the caller: leave with `EngineExit::Msr`.
+    ToUser,  ///< The caller answers: leave with `EngineExit::Reason::MsrRead` or `MsrWrite`.
 };
 
 /// What the core offers an engine while `enter()` runs.  Called on the vCPU's own thread.
@@ -106,6 +107,22 @@ public:
     /// MSRs that are not plain CPU state (APIC, kvmclock, MTRRs, feature MSRs, unknown ones …).
     virtual MsrResult read_msr(std::uint32_t index, std::uint64_t& value) noexcept = 0;
     virtual MsrResult write_msr(std::uint32_t index, std::uint64_t value) noexcept = 0;
+
+    /// Whether the filter lets the guest access an MSR; asked before any access, of those that the
+    /// engine answers itself too.  Never blocks.
+    virtual bool allows_msr(std::uint32_t index, bool write) noexcept
+    {
+        static_cast<void>(index);
+        static_cast<void>(write);
+        return true;
+    }
+    /// What becomes of an access that the filter denies or that the engine refuses itself: `Fault`
+    /// or `ToUser`.
+    virtual MsrResult refuse_msr(MsrExitReason why) noexcept
+    {
+        static_cast<void>(why);
+        return MsrResult::Fault;
+    }
 
     /// MOV to/from CR8.  The value has been checked.
     virtual void write_cr8(std::uint64_t value) noexcept = 0;
@@ -151,7 +168,9 @@ struct EngineExit {
     std::uint32_t count{};  ///< Port: elements (string instructions).
     std::uint64_t gpa{};    ///< MMIO.
     std::uint32_t msr{};
-    std::uint64_t msr_value{};
+    std::uint64_t msr_value{};  ///< MsrWrite.
+    /// MSRs: filled by the caller.
+    MsrAnswer* msr_answer{};
     /// Port and MMIO data: filled by the engine for writes, by the caller for reads.
     std::span<std::byte> data{};
     std::array<std::uint8_t, 15> instruction{};  ///< InternalError: the bytes at RIP.
@@ -163,7 +182,7 @@ struct EngineExit {
         std::uint64_t dr7{};
         std::uint8_t exception{};
     } debug{};
-    std::string_view report{};        ///< Difference.
+    std::string_view report{};  ///< Difference.
 };
 
 /// Parts of `CpuState` that an engine may keep elsewhere until they are asked for.
@@ -230,13 +249,14 @@ public:
     [[nodiscard]] virtual bool read_msr(std::uint32_t index, std::uint64_t& value) noexcept = 0;
     [[nodiscard]] virtual bool write_msr(std::uint32_t index, std::uint64_t value) noexcept = 0;
 
-    /// Runs guest code until something needs the core.  `exit.data` of the last port, MMIO or MSR
-    /// read must have been filled before: entering completes that instruction.
+    /// Runs guest code until something needs the core.  `exit.data` of the last port or MMIO read,
+    /// `exit.msr_answer` of an MSR access must have been filled before: entering completes that
+    /// instruction.
     virtual const EngineExit& enter() noexcept = 0;
 
-    /// Completes the instruction that a port or MMIO exit left pending (RIP and registers become
-    /// final) without running another one.  False if it needs one more access answered: the next
-    /// `enter()` returns that exit at once.
+    /// Completes the instruction that a port, MMIO or MSR exit left pending (RIP and registers
+    /// become final) without running another one.  False if it needs one more access answered: the
+    /// next `enter()` returns that exit at once.
     virtual bool complete_pending() noexcept = 0;
 
     /// Makes the current or the next `enter()` return `Interrupted` within a bounded number of
@@ -276,6 +296,10 @@ public:
 
     /// Dirty bits were cleared: returns when each further write reports its page again.
     virtual void dirty_log_cleared() noexcept = 0;
+
+    /// The guest may access other MSRs now (`VcpuHost::allows_msr`).  Not from a vCPU's thread
+    /// inside `enter()`.  On error nothing has changed.
+    virtual Result<void> set_msr_filter(const MsrFilter& filter) = 0;
 
     /// The VMM or a device wrote guest memory: code decoded from there is stale.
     virtual void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept = 0;

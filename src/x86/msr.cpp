@@ -3,6 +3,7 @@
 #include "x86/msr.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 namespace vmm::x86 {
 namespace {
@@ -136,6 +137,64 @@ bool is_valid_state_msr(const CpuState& state, std::uint32_t index, std::uint64_
     }
 }
 
+bool allows(const MsrFilter& filter, std::uint32_t index, bool write) noexcept
+{
+    if (index >= msr::x2apic_first && index <= msr::x2apic_last) {
+        return true;
+    }
+    for (const MsrFilterRange& range : filter.ranges) {
+        // As KVM has it, one that reaches beyond the last MSR has none.
+        const std::uint32_t end = range.base + range.count;
+        if ((write ? range.writes : range.reads) && index >= range.base && index < end) {
+            constexpr std::uint32_t bits = 64;
+            const std::uint32_t n = index - range.base;
+            return (range.allowed[n / bits] >> (n % bits) & 1U) != 0U;
+        }
+    }
+    return !filter.default_deny;
+}
+
+bool is_known_msr(std::uint32_t index) noexcept
+{
+    struct Range {
+        std::uint32_t first;
+        std::uint32_t last;
+    };
+    constexpr Range known[] = {
+        {msr::tsc, msr::kvm_system_time_old},
+        {msr::platform_id, msr::platform_id},
+        {msr::apic_base, msr::apic_base},
+        {msr::feature_control, msr::tsc_adjust},
+        {msr::spec_ctrl, msr::pred_cmd},
+        {msr::ucode_rev, msr::ucode_rev},
+        {msr::mtrr_cap, msr::mtrr_cap},
+        {msr::arch_capabilities, msr::arch_capabilities},
+        {msr::sysenter_cs, msr::sysenter_eip},
+        {msr::mcg_cap, msr::mcg_ctl},
+        {msr::misc_enable, msr::misc_enable},
+        {msr::power_ctl, msr::power_ctl},
+        {msr::mtrr_physbase0, msr::mtrr_physbase0 + 15},
+        {msr::mtrr_fix64k, msr::mtrr_fix64k},
+        {msr::mtrr_fix16k_8, msr::mtrr_fix16k_a},
+        {msr::mtrr_fix4k_c0, msr::mtrr_fix4k_f8},
+        {msr::pat, msr::pat},
+        {msr::mtrr_def_type, msr::mtrr_def_type},
+        {msr::perf_capabilities, msr::perf_capabilities},
+        {msr::mc0_ctl, msr::mc0_ctl + 4 * max_mce_banks - 1},
+        {msr::tsc_deadline, msr::tsc_deadline},
+        {msr::x2apic_first, msr::x2apic_last},
+        {msr::xss, msr::xss},
+        {msr::kvm_wall_clock, msr::kvm_wall_clock + 8},  // Those of its other PV features too.
+        {msr::efer, msr::fmask},
+        {msr::fs_base, msr::tsc_aux},
+        {msr::amd_hwcr, msr::amd_hwcr},
+        {msr::amd_de_cfg, msr::amd_de_cfg},
+    };
+    return std::any_of(std::begin(known), std::end(known), [&](const Range& range) {
+        return index >= range.first && index <= range.last;
+    });
+}
+
 std::uint64_t* MsrBank::mtrr(std::uint32_t index) noexcept
 {
     if (index >= msr::mtrr_physbase0 && index < msr::mtrr_physbase0 + mtrr_variable_.size()) {
@@ -223,6 +282,7 @@ bool MsrBank::read(const Cpuid& cpuid, std::uint32_t index, std::uint64_t& value
     case msr::mtrr_def_type: value = mtrr_def_type_; return true;
     case msr::pat: value = pat_; return true;
     case msr::misc_enable: value = misc_enable_; return true;
+    case msr::power_ctl: value = power_ctl_; return true;
     case msr::ucode_rev: value = ucode_rev_; return true;
     case msr::feature_control: value = feature_control_; return cpuid.is_intel();
     case msr::mcg_cap: value = mcg_cap_; return true;
@@ -272,6 +332,7 @@ bool MsrBank::write(const Cpuid& cpuid,
         pat_ = value;
         return true;
     case msr::misc_enable: misc_enable_ = value; return true;
+    case msr::power_ctl: power_ctl_ = value; return true;
     case msr::ucode_rev:
         // A guest writes it before CPUID to have the revision loaded; only the host sets it.
         if (access == MsrAccess::Host) {
@@ -347,6 +408,7 @@ std::vector<std::uint32_t> msr_index_list()
                                     msr::mcg_status,
                                     msr::mcg_ctl,
                                     msr::misc_enable,
+                                    msr::power_ctl,
                                     msr::pat,
                                     msr::mtrr_def_type,
                                     msr::tsc_deadline,

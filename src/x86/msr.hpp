@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "vmm/x86/msr_filter.hpp"
 #include "x86/cpu_state.hpp"
 
 namespace vmm::x86 {
@@ -40,6 +41,7 @@ inline constexpr std::uint32_t mcg_status = 0x17a;
 inline constexpr std::uint32_t mcg_ctl = 0x17b;
 inline constexpr std::uint32_t misc_enable = 0x1a0;
 inline constexpr std::uint32_t debugctl = 0x1d9;
+inline constexpr std::uint32_t power_ctl = 0x1fc;
 inline constexpr std::uint32_t mtrr_physbase0 = 0x200;
 inline constexpr std::uint32_t mtrr_fix64k = 0x250;
 inline constexpr std::uint32_t mtrr_fix16k_8 = 0x258;
@@ -83,6 +85,12 @@ inline constexpr std::uint32_t amd_de_cfg = 0xc001'1029;
                                       std::uint32_t index,
                                       std::uint64_t value) noexcept;
 
+/// Whether a guest's access passes the filter.
+[[nodiscard]] bool allows(const MsrFilter& filter, std::uint32_t index, bool write) noexcept;
+
+/// Whether there is such an MSR on some guest, so that an access that failed was an invalid one.
+[[nodiscard]] bool is_known_msr(std::uint32_t index) noexcept;
+
 /// Who accesses an MSR: the host may read what a guest may not, and write read-only ones.
 enum class MsrAccess : std::uint8_t { Guest, Host };
 
@@ -125,6 +133,7 @@ private:
     std::uint64_t mtrr_def_type_{};
     std::uint64_t pat_{0x0007'0406'0007'0406};
     std::uint64_t misc_enable_{1};  // Fast strings.
+    std::uint64_t power_ctl_{};
     std::uint64_t spec_ctrl_{};
     std::uint64_t ucode_rev_{0x1'0000'0000};
     std::uint64_t feature_control_{};

@@ -146,6 +146,46 @@ TEST(VmErrno, Slots)
     EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -ENOENT);
 }
 
+TEST(VmErrno, MsrFilters)
+{
+    const Guest guest;
+    const auto set = [&](const kvm_msr_filter& filter) {
+        return call(guest.vm(), KVM_X86_SET_MSR_FILTER, &filter);
+    };
+    std::array<std::uint8_t, 0x600> bitmap{};
+    kvm_msr_filter filter{};
+    EXPECT_EQ(call(guest.vm(), KVM_X86_SET_MSR_FILTER, 8UL), -EFAULT);
+    EXPECT_EQ(set(filter), 0);
+    filter.flags = 2;
+    EXPECT_EQ(set(filter), -EINVAL);
+    filter.flags = KVM_MSR_FILTER_DEFAULT_DENY;
+    EXPECT_EQ(set(filter), -EINVAL) << "nothing would be left";
+    filter.ranges[15] = {KVM_MSR_FILTER_READ, 0x600 * 8, 0, bitmap.data()};
+    EXPECT_EQ(set(filter), 0);
+    filter.ranges[15].nmsrs += 1;
+    EXPECT_EQ(set(filter), -EINVAL);
+    filter.ranges[15].nmsrs = 65;
+    filter.ranges[15].bitmap = reinterpret_cast<__u8*>(8);
+    EXPECT_EQ(set(filter), -EFAULT);
+    filter.ranges[15].flags = 4;
+    EXPECT_EQ(set(filter), -EINVAL);
+    filter.ranges[15].flags = 0;
+    EXPECT_EQ(set(filter), -EINVAL);
+    filter.flags = 0;
+    filter.ranges[15].nmsrs = 0;
+    EXPECT_EQ(set(filter), 0) << "a range without MSRs is none, whatever its flags";
+
+    kvm_enable_cap wanted{};
+    wanted.cap = KVM_CAP_X86_USER_SPACE_MSR;
+    wanted.args[0] = 7;
+    EXPECT_EQ(call(guest.vm(), KVM_ENABLE_CAP, &wanted), 0);
+    wanted.args[0] = 8;
+    EXPECT_EQ(call(guest.vm(), KVM_ENABLE_CAP, &wanted), -EINVAL);
+    EXPECT_EQ(call(guest.vcpu(), KVM_ENABLE_CAP, &wanted), -EINVAL);
+    EXPECT_EQ(call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_X86_USER_SPACE_MSR), 1);
+    EXPECT_EQ(call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_X86_MSR_FILTER), 1);
+}
+
 TEST(VmErrno, WithoutAnIrqchip)
 {
     const Descriptor kvm = open_kvm();

@@ -3,6 +3,7 @@
 /// @file
 /// KVM_RUN as clients know it.
 
+#include <array>
 #include <cerrno>
 #include <vector>
 
@@ -67,6 +68,41 @@ TEST(KvmRun, ADebuggerStepsAndBreaks)
     debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
     debug.arch.debugreg[7] = std::uint64_t{1} << 32U;
     EXPECT_EQ(call(guest.vcpu(), KVM_SET_GUEST_DEBUG, &debug), -EINVAL);
+}
+
+TEST(KvmRun, TheClientAnswersMsrs)
+{
+    const Guest guest;
+    kvm_enable_cap wanted{};
+    wanted.cap = KVM_CAP_X86_USER_SPACE_MSR;
+    wanted.args[0] = KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_UNKNOWN;
+    ASSERT_EQ(call(guest.vm(), KVM_ENABLE_CAP, &wanted), 0);
+    std::array<__u8, 8> none{};
+    kvm_msr_filter filter{};
+    filter.ranges[0] = {KVM_MSR_FILTER_READ, 1, 0xc000'0100, none.data()};
+    ASSERT_EQ(call(guest.vm(), KVM_X86_SET_MSR_FILTER, &filter), 0);
+    // mov $0xc0000100, %ecx; rdmsr; mov $0x474f, %cx; wrmsr; hlt
+    guest.code(
+        {0x66, 0xb9, 0x00, 0x01, 0x00, 0xc0, 0x0f, 0x32, 0xb9, 0x4f, 0x47, 0x0f, 0x30, 0xf4});
+    guest.run().msr.error = 0x55;
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_X86_RDMSR));
+    EXPECT_EQ(guest.run().msr.error, 0U);
+    EXPECT_EQ(guest.run().msr.reason, static_cast<__u32>(KVM_MSR_EXIT_REASON_FILTER));
+    EXPECT_EQ(guest.run().msr.index, 0xc000'0100U);
+    guest.run().msr.data = 0x1'0000'0002;
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_X86_WRMSR));
+    EXPECT_EQ(guest.run().msr.reason, static_cast<__u32>(KVM_MSR_EXIT_REASON_UNKNOWN));
+    EXPECT_EQ(guest.run().msr.index, 0xc000'474fU);
+    EXPECT_EQ(guest.run().msr.data, 0x1'0000'0002U);
+    guest.run().msr.error = 1;
+    guest.run().immediate_exit = 1;
+    EXPECT_EQ(guest.enter(), -EINTR);
+    kvm_vcpu_events events{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
+    EXPECT_EQ(events.exception.nr, 13U);
+    EXPECT_EQ(guest.regs().rip, Guest::code_at + 11) << "a fault: of the instruction";
 }
 
 TEST(KvmRun, MmioGoesBothWays)

@@ -403,9 +403,8 @@ TEST(SystemInstruction, MsrExits)
     cpu.exit_pending = false;
     EXPECT_EQ(two_byte(0x32).run(machine), fine);
     EXPECT_EQ(cpu.exit.reason, EngineExit::Reason::MsrRead);
-    ASSERT_EQ(cpu.exit.data.size(), 8U);
-    const std::uint64_t answer = 0x7777'7777'8888'8888;
-    std::memcpy(cpu.exit.data.data(), &answer, sizeof(answer));
+    ASSERT_NE(cpu.exit.msr_answer, nullptr);
+    cpu.exit.msr_answer->value = 0x7777'7777'8888'8888;
     complete_msr(cpu);
     EXPECT_EQ(cpu.gpr[Rax], 0x8888'8888U);
     EXPECT_EQ(cpu.gpr[Rdx], 0x7777'7777U);

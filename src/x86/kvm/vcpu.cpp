@@ -77,9 +77,7 @@ const EngineExit& KvmVcpu::enter() noexcept
     if (std::exchange(exit_left_, false)) {
         return exit_;
     }
-    if (completes_ && exit_.reason == EngineExit::Reason::MsrRead) {
-        run_->msr.data = exit_.msr_value;
-    }
+    take_msr_answer();
     const Kick::Window window{kick_, fd_};
     for (;;) {
         // An access that waits for its completion comes first, without guest code behind it.
@@ -95,11 +93,24 @@ const EngineExit& KvmVcpu::enter() noexcept
     }
 }
 
+/// The caller has answered the MSR access that it was shown.
+void KvmVcpu::take_msr_answer() noexcept
+{
+    if (!completes_) {
+        return;
+    }
+    if (exit_.reason == EngineExit::Reason::MsrRead) {
+        run_->msr.data = msr_answer_.value;
+    }
+    if (exit_.reason == EngineExit::Reason::MsrRead ||
+        exit_.reason == EngineExit::Reason::MsrWrite) {
+        run_->msr.error = msr_answer_.fault ? 1 : 0;
+    }
+}
+
 bool KvmVcpu::complete_pending() noexcept
 {
-    if (completes_ && exit_.reason == EngineExit::Reason::MsrRead) {
-        run_->msr.data = exit_.msr_value;
-    }
+    take_msr_answer();
     while (completes_ && !exit_left_) {
         exit_left_ = run_once(true) == Next::Leave;
     }
@@ -218,26 +229,32 @@ KvmVcpu::Next KvmVcpu::handle_mmio() noexcept
     return Next::Leave;
 }
 
+MsrResult KvmVcpu::access_msr(std::uint32_t index, bool write, std::uint64_t& value) noexcept
+{
+    if (vm_->keeps_msr(index)) {
+        // It has refused the value, has no such MSR for this guest, or was told to deny it.
+        return host_.refuse_msr(static_cast<MsrExitReason>(run_->msr.reason));
+    }
+    if (!host_.allows_msr(index, write)) {
+        return host_.refuse_msr(MsrExitReason::Filter);
+    }
+    return write ? host_.write_msr(index, value) : host_.read_msr(index, value);
+}
+
 KvmVcpu::Next KvmVcpu::handle_msr() noexcept
 {
     completes_ = true;
     const bool is_write = run_->exit_reason == KVM_EXIT_X86_WRMSR;
     const std::uint32_t index = run_->msr.index;
-    run_->msr.error = 0;
-    if (vm_->keeps_msr(index)) {
-        // It has refused the value, or has no such MSR for this guest.
-        run_->msr.error = 1;
-        return Next::Run;
-    }
     std::uint64_t value = is_write ? run_->msr.data : 0;
-    const MsrResult result =
-        is_write ? host_.write_msr(index, value) : host_.read_msr(index, value);
+    const MsrResult result = access_msr(index, is_write, value);
     if (result == MsrResult::ToUser) {
         static_cast<void>(
             leave(is_write ? EngineExit::Reason::MsrWrite : EngineExit::Reason::MsrRead));
         exit_.msr = index;
         exit_.msr_value = value;
-        exit_.data = std::as_writable_bytes(std::span{&exit_.msr_value, 1});
+        msr_answer_ = {};
+        exit_.msr_answer = &msr_answer_;
         return Next::Leave;
     }
     run_->msr.data = value;

@@ -91,7 +91,10 @@ private:
     [[nodiscard]] bool store_guest_debug() noexcept;
     Next leave(EngineExit::Reason reason) noexcept;
     Next fail_entry(std::uint64_t reason) noexcept;
-    void answer_msr(MsrResult result) noexcept;
+    [[nodiscard]] MsrResult access_msr(std::uint32_t index,
+                                       bool write,
+                                       std::uint64_t& value) noexcept;
+    void take_msr_answer() noexcept;
 
     std::shared_ptr<KvmVm> vm_;
     VcpuHost& host_;
@@ -100,6 +103,7 @@ private:
     Kick kick_;
     CpuState state_;
     EngineExit exit_;
+    MsrAnswer msr_answer_;                  ///< Of the caller, to an MSR exit.
     StateGroup current_{StateGroup::None};  ///< `state_` has these as KVM has them, or newer.
     StateGroup changed_{StateGroup::None};  ///< KVM must be told these.
     std::optional<Event> kvms_event_;       ///< The event that KVM itself holds for injection.

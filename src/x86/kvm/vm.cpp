@@ -32,16 +32,24 @@ constexpr std::array kept_msrs{
     MsrRange{msr::fs_base, 4},            // To TSC_AUX.
 };
 
-Result<void> filter_msrs(const UniqueFd& vm)
+/// Has all MSRs but the kept ones leave, and of those the ones that `guests` denies.
+Result<void> filter_msrs(const UniqueFd& vm, const MsrFilter& guests)
 {
-    std::uint8_t allow = 0xff;
     kvm_msr_filter filter{};
     filter.flags = KVM_MSR_FILTER_DEFAULT_DENY;
-    for (std::size_t i = 0; i < kept_msrs.size(); ++i) {
-        filter.ranges[i].flags = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE;
-        filter.ranges[i].base = kept_msrs[i].first;
-        filter.ranges[i].nmsrs = kept_msrs[i].count;
-        filter.ranges[i].bitmap = &allow;
+    static_assert(2 * kept_msrs.size() <= KVM_MSR_FILTER_MAX_RANGES);
+    std::array<std::uint64_t, 2 * kept_msrs.size()> bitmaps{};  // KVM copies words of them.
+    for (std::size_t i = 0; i < bitmaps.size(); ++i) {
+        const MsrRange& kept = kept_msrs[i / 2];
+        const bool write = i % 2 != 0;
+        for (std::uint32_t n = 0; n < kept.count; ++n) {
+            bitmaps[i] |= std::uint64_t{allows(guests, kept.first + n, write)} << n;
+        }
+        filter.ranges[i].flags = write ? KVM_MSR_FILTER_WRITE : KVM_MSR_FILTER_READ;
+        filter.ranges[i].base = kept.first;
+        filter.ranges[i].nmsrs = kept.count;
+        // SAFETY: KVM's words are bytes to its header.
+        filter.ranges[i].bitmap = reinterpret_cast<std::uint8_t*>(&bitmaps[i]);
     }
     VMM_TRY_VOID(control(vm, KVM_X86_SET_MSR_FILTER, "KVM_X86_SET_MSR_FILTER", &filter));
     return success;
@@ -62,7 +70,7 @@ Result<void> configure(const UniqueFd& kvm, const UniqueFd& vm)
     constexpr std::uint64_t all_msr_exits =
         KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
     VMM_TRY_VOID(enable(vm, KVM_CAP_X86_USER_SPACE_MSR, all_msr_exits));
-    VMM_TRY_VOID(filter_msrs(vm));
+    VMM_TRY_VOID(filter_msrs(vm, {}));
     const auto has = [&](unsigned long capability) {
         return ::ioctl(kvm.get(), KVM_CHECK_EXTENSION, capability);
     };
@@ -111,6 +119,11 @@ bool KvmVm::keeps_msr(std::uint32_t index) noexcept
 {
     return std::any_of(kept_msrs.begin(), kept_msrs.end(),
                        [&](const MsrRange& range) { return index - range.first < range.count; });
+}
+
+Result<void> KvmVm::set_msr_filter(const MsrFilter& filter)
+{
+    return filter_msrs(fd_, filter);
 }
 
 Result<void> KvmVm::set(const Region& region) noexcept
@@ -224,6 +237,10 @@ public:
     // KVM_GET_DIRTY_LOG has protected the pages again itself, and KVM's guests see memory as the
     // host's CPU does.
     void dirty_log_cleared() noexcept override {}
+    Result<void> set_msr_filter(const MsrFilter& filter) override
+    {
+        return vm_->set_msr_filter(filter);
+    }
     void memory_written(Gpa /*gpa*/, std::uint64_t /*size_bytes*/) noexcept override {}
 
 private:

@@ -37,6 +37,8 @@ public:
 
     /// Makes KVM's slots those of the library.  Any thread.
     Result<void> memory_changed();
+    /// Which of the MSRs that KVM keeps the guest may access.  Any thread.
+    Result<void> set_msr_filter(const MsrFilter& filter);
     /// Moves the writes that KVM has logged in a slot to the library's log.  Any thread.
     Result<void> collect_dirty_log(std::uint32_t slot);
 

@@ -45,6 +45,11 @@ public:
     {
         return false;
     }
+    bool allows_msr(std::uint32_t index, bool write) noexcept override
+    {
+        return real_.allows_msr(index, write);
+    }
+    MsrResult refuse_msr(MsrExitReason why) noexcept override { return real_.refuse_msr(why); }
     void hypercall(CpuState& state) noexcept override { real_.hypercall(state); }
 
 protected:
@@ -147,13 +152,21 @@ bool is_access(const EngineExit& exit) noexcept
     return is_read(exit) || exit.reason == Reason::PortWrite || exit.reason == Reason::MmioWrite;
 }
 
+bool is_msr_access(const EngineExit& exit) noexcept
+{
+    return exit.reason == Reason::MsrRead || exit.reason == Reason::MsrWrite;
+}
+
 std::string describe_exit(const EngineExit& exit)
 {
-    constexpr std::array names{"interrupted",   "port read",  "port write", "mmio read",
-                               "mmio write",    "halt",       "shutdown",   "msr read",
-                               "msr write",     "irq window", "nmi window", "internal error",
-                               "entry failure", "difference"};
+    constexpr std::array names{"interrupted",    "port read",     "port write", "mmio read",
+                               "mmio write",     "halt",          "shutdown",   "msr read",
+                               "msr write",      "irq window",    "nmi window", "debug",
+                               "internal error", "entry failure", "difference"};
     std::string out = names[static_cast<std::size_t>(exit.reason)];
+    if (is_msr_access(exit)) {
+        out += fmt::format(" of {:#x}, value {:#x}", exit.msr, exit.msr_value);
+    }
     if (is_access(exit)) {
         const bool is_port = exit.reason == Reason::PortRead || exit.reason == Reason::PortWrite;
         out += fmt::format(" at {:#x}, {} bytes", is_port ? exit.port : exit.gpa, exit.data.size());
@@ -171,11 +184,10 @@ std::string describe_exit(const EngineExit& exit)
 bool same_exit(const EngineExit& a, const EngineExit& b)
 {
     if (a.reason != b.reason || a.port != b.port || a.size != b.size || a.gpa != b.gpa ||
-        a.msr != b.msr || a.data.size() != b.data.size()) {
+        a.msr != b.msr || a.msr_value != b.msr_value || a.data.size() != b.data.size()) {
         return false;
     }
-    return is_read(a) || a.reason == Reason::MsrRead ||
-           std::equal(a.data.begin(), a.data.end(), b.data.begin());
+    return is_read(a) || std::equal(a.data.begin(), a.data.end(), b.data.begin());
 }
 
 void copy_state(EngineVcpu& from, EngineVcpu& to)
@@ -306,6 +318,9 @@ private:
         if (!std::exchange(pending_, false)) {
             return true;
         }
+        if (is_msr_access(*led_)) {
+            *followed_->msr_answer = *led_->msr_answer;
+        }
         if (is_read(*led_)) {
             std::memcpy(followed_->data.data(), led_->data.data(), led_->data.size());
         }
@@ -370,7 +385,7 @@ private:
                             answers_.front().index));
         }
         ++exits_;
-        pending_ = is_access(led);
+        pending_ = is_access(led) || is_msr_access(led);
         // Of an access the registers are compared once it is complete: engines differ in how far
         // they are in its middle.  After a shutdown KVM has reset its vCPU.
         return pending_ || led.reason == Reason::Shutdown || compare();
@@ -495,6 +510,11 @@ public:
         return leader_->collect_dirty_log(slot);
     }
     void dirty_log_cleared() noexcept override { leader_->dirty_log_cleared(); }
+    Result<void> set_msr_filter(const MsrFilter& filter) override
+    {
+        VMM_TRY_VOID(follower_->set_msr_filter(filter));
+        return leader_->set_msr_filter(filter);
+    }
     void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept override
     {
         leader_->memory_written(gpa, size_bytes);

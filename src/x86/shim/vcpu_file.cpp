@@ -55,11 +55,11 @@ void VcpuFile::mapped(void* at, std::size_t size, int protection, int flags, off
 
 long VcpuFile::ioctl(unsigned request, unsigned long argument) noexcept
 {
-    static const auto& table =
-        *new Table<VcpuFile>{"a vCPU",
-                             EINVAL,
-                             {vcpu_register_rows(), vcpu_fpu_rows(), vcpu_cpuid_rows(),
-                              vcpu_event_rows(), vcpu_apic_rows(), vcpu_misc_rows(), vcpu_debug_rows()}};
+    static const auto& table = *new Table<VcpuFile>{
+        "a vCPU",
+        EINVAL,
+        {vcpu_register_rows(), vcpu_fpu_rows(), vcpu_cpuid_rows(), vcpu_event_rows(),
+         vcpu_apic_rows(), vcpu_misc_rows(), vcpu_debug_rows()}};
     if (!is_of_this_process()) {
         return -EIO;
     }

@@ -66,7 +66,7 @@ private:
     RunArea area_;
     const bool has_ring_;          // The VM's coalesced ring is in this one's memory.
     std::mutex mutex_;             // All below, and `vcpu_`.
-    std::optional<Exit> pending_;  // A read that the client answers in the area.
+    std::optional<Exit> pending_;  // An access that the client answers in the area.
     std::optional<sigset_t> run_mask_;
     bool has_run_{};
 };

@@ -48,6 +48,19 @@ void show_mmio(kvm_run& area, Gpa gpa, std::size_t size, bool write) noexcept
     area.mmio.is_write = write ? 1 : 0;
 }
 
+void show_msr(kvm_run& area,
+              unsigned exit_reason,
+              std::uint32_t index,
+              x86::MsrExitReason reason,
+              std::uint64_t data) noexcept
+{
+    area.exit_reason = exit_reason;
+    area.msr = {};
+    area.msr.reason = static_cast<__u32>(reason);
+    area.msr.index = index;
+    area.msr.data = data;
+}
+
 void show_emulation_error(kvm_run& area, std::span<const std::uint8_t> instruction) noexcept
 {
     area.exit_reason = KVM_EXIT_INTERNAL_ERROR;
@@ -83,7 +96,7 @@ bool VcpuFile::load_synced(kvm_run& area)
     return true;
 }
 
-/// The client has answered the read that it was shown.
+/// The client has answered the access that it was shown.
 void VcpuFile::take_answer(kvm_run& area) noexcept
 {
     if (!pending_) {
@@ -94,6 +107,10 @@ void VcpuFile::take_answer(kvm_run& area) noexcept
     } else if (const auto* read = pending_->get_if<MmioRead>()) {
         std::memcpy(read->data.data(), area.mmio.data,
                     std::min(read->data.size(), sizeof area.mmio.data));
+    } else if (const auto* rdmsr = pending_->get_if<MsrRead>()) {
+        *rdmsr->answer = {area.msr.data, area.msr.error != 0};
+    } else if (const auto* wrmsr = pending_->get_if<MsrWrite>()) {
+        wrmsr->answer->fault = area.msr.error != 0;
     }
 }
 
@@ -118,6 +135,14 @@ long VcpuFile::show(kvm_run& area, const Exit& exit)
                        show_mmio(area, e.gpa, e.data.size(), true);
                        std::memcpy(area.mmio.data, e.data.data(),
                                    std::min(e.data.size(), sizeof area.mmio.data));
+                       return 0L;
+                   },
+                   [&](const MsrRead& e) {
+                       show_msr(area, KVM_EXIT_X86_RDMSR, e.index, e.reason, 0);
+                       return 0L;
+                   },
+                   [&](const MsrWrite& e) {
+                       show_msr(area, KVM_EXIT_X86_WRMSR, e.index, e.reason, e.value);
                        return 0L;
                    },
                    [&](const Halt&) {
@@ -247,7 +272,7 @@ long VcpuFile::run_locked(RunScope& scope)
         return refused(exit.error());
     }
     if (exit->is<PortRead>() || exit->is<PortWrite>() || exit->is<MmioRead>() ||
-        exit->is<MmioWrite>()) {
+        exit->is<MmioWrite>() || exit->is<MsrRead>() || exit->is<MsrWrite>()) {
         pending_ = *exit;
     }
     return show(area, *exit);

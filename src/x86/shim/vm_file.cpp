@@ -64,6 +64,7 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
         }
         return 0;
     case KVM_CAP_SPLIT_IRQCHIP: return create_split_irqchip(file, wanted.args[0]);
+    case KVM_CAP_X86_USER_SPACE_MSR: return set_msr_exits(file, wanted.args[0]);
     case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(file, wanted.args[0]);
     case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
         if ((wanted.args[0] & ~__u64{KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}) != 0) {
@@ -186,10 +187,10 @@ bool VmFile::offer_ring(const UniqueFd& vcpu_memfd)
 
 long VmFile::ioctl(unsigned request, unsigned long argument) noexcept
 {
-    static const auto& table = *new Table<VmFile>{
-        "a VM",
-        ENOTTY,
-        {vm_rows(), vm_memory_rows(), vm_interrupt_rows(), vm_irqchip_rows(), vm_io_rows()}};
+    static const auto& table = *new Table<VmFile>{"a VM",
+                                                  ENOTTY,
+                                                  {vm_rows(), vm_memory_rows(), vm_interrupt_rows(),
+                                                   vm_irqchip_rows(), vm_io_rows(), vm_msr_rows()}};
     if (!is_of_this_process()) {
         return -EIO;
     }

@@ -64,6 +64,9 @@ private:
 /// KVM_CREATE_VCPU.
 [[nodiscard]] long create_vcpu(VmFile& vm, unsigned long id);
 
+/// KVM_CAP_X86_USER_SPACE_MSR.
+[[nodiscard]] long set_msr_exits(VmFile& file, __u64 reasons);
+
 // --- Groups of ioctls.
 
 [[nodiscard]] std::span<const Row<VmFile>> vm_rows() noexcept;
@@ -71,5 +74,6 @@ private:
 [[nodiscard]] std::span<const Row<VmFile>> vm_interrupt_rows() noexcept;
 [[nodiscard]] std::span<const Row<VmFile>> vm_irqchip_rows() noexcept;
 [[nodiscard]] std::span<const Row<VmFile>> vm_io_rows() noexcept;
+[[nodiscard]] std::span<const Row<VmFile>> vm_msr_rows() noexcept;
 
 }  // namespace vmm::shim

@@ -6,7 +6,6 @@
 /// SDM Vol. 3A "Control Registers", Vol. 2B "MOV—Move to/from Control Registers"; what a guest may
 /// set follows its CPUID, as KVM has it.
 
-
 #include "x86/msr.hpp"
 #include "x86/soft/descriptor.hpp"
 #include "x86/soft/system.hpp"
@@ -53,14 +52,15 @@ std::uint64_t permitted_efer(const Cpuid& cpuid) noexcept
     return bits;
 }
 
-void write_efer(Cpu& cpu, std::uint64_t value)
+/// False: the value is refused.
+bool write_efer(Cpu& cpu, std::uint64_t value)
 {
     if ((value & ~permitted_efer(cpu.cpuid)) != 0U) {
-        refuse();
+        return false;
     }
     const Efer old{cpu.efer};
     if (Cr0{cpu.cr0}.get(Cr0::PG) && old.get(Efer::LME) != Efer{value}.get(Efer::LME)) {
-        refuse();
+        return false;
     }
     // LMA is the processor's.
     const std::uint64_t now = (value & ~Efer::LMA.mask) | (cpu.efer & Efer::LMA.mask);
@@ -69,6 +69,7 @@ void write_efer(Cpu& cpu, std::uint64_t value)
     }
     cpu.efer = now;
     cpu.mode_changed();
+    return true;
 }
 
 /// Whether the guest has the state MSR at all.
@@ -184,14 +185,48 @@ void write_cr4(Cpu& cpu, std::uint64_t value)
     cpu.mode_changed();
 }
 
+namespace {
+
+/// What the host's answer means to the instruction.
+void take_msr_result(MsrResult result, bool& to_user)
+{
+    switch (result) {
+    case MsrResult::Done: return;
+    case MsrResult::Fault: refuse();
+    case MsrResult::ToUser: to_user = true; return;
+    }
+}
+
+/// WRMSR of an MSR that is in the state.  False: the value is refused.
+bool write_state_msr(Cpu& cpu, std::uint32_t index, std::uint64_t* place, std::uint64_t value)
+{
+    if (index == msr::efer) {
+        return write_efer(cpu, value);
+    }
+    if (!has_state_msr(cpu.cpuid, index) || !is_valid_state_msr(cpu, index, value)) {
+        return false;
+    }
+    // SDM Vol. 2B "SYSCALL": the mask and the code selector have 32 bits.
+    const bool is_narrow = index == msr::fmask || index == msr::sysenter_cs;
+    *place = is_narrow ? value & 0xffff'ffffU : value;
+    return true;
+}
+
+}  // namespace
+
 void read_msr(Cpu& cpu, std::uint32_t index, std::uint64_t& value, bool& to_user)
 {
     to_user = false;
+    if (!cpu.host.allows_msr(index, false)) {
+        take_msr_result(cpu.host.refuse_msr(MsrExitReason::Filter), to_user);
+        return;
+    }
     if (const std::uint64_t* const place = state_msr(cpu, index)) {
-        if (!has_state_msr(cpu.cpuid, index)) {
-            refuse();
+        if (has_state_msr(cpu.cpuid, index)) {
+            value = *place;
+        } else {
+            take_msr_result(cpu.host.refuse_msr(MsrExitReason::Invalid), to_user);
         }
-        value = *place;
         return;
     }
     MsrResult result{};
@@ -199,27 +234,20 @@ void read_msr(Cpu& cpu, std::uint32_t index, std::uint64_t& value, bool& to_user
         const OutOfGuest out{cpu.vm, cpu};
         result = cpu.host.read_msr(index, value);
     }
-    switch (result) {
-    case MsrResult::Done: return;
-    case MsrResult::Fault: refuse();
-    case MsrResult::ToUser: to_user = true; return;
-    }
+    take_msr_result(result, to_user);
 }
 
 void write_msr(Cpu& cpu, std::uint32_t index, std::uint64_t value, bool& to_user)
 {
     to_user = false;
-    if (index == msr::efer) {
-        write_efer(cpu, value);
+    if (!cpu.host.allows_msr(index, true)) {
+        take_msr_result(cpu.host.refuse_msr(MsrExitReason::Filter), to_user);
         return;
     }
     if (std::uint64_t* const place = state_msr(cpu, index)) {
-        if (!has_state_msr(cpu.cpuid, index) || !is_valid_state_msr(cpu, index, value)) {
-            refuse();
+        if (!write_state_msr(cpu, index, place, value)) {
+            take_msr_result(cpu.host.refuse_msr(MsrExitReason::Invalid), to_user);
         }
-        // SDM Vol. 2B "SYSCALL": the mask and the code selector have 32 bits.
-        const bool is_narrow = index == msr::fmask || index == msr::sysenter_cs;
-        *place = is_narrow ? value & 0xffff'ffffU : value;
         return;
     }
     MsrResult result{};
@@ -227,18 +255,20 @@ void write_msr(Cpu& cpu, std::uint32_t index, std::uint64_t value, bool& to_user
         const OutOfGuest out{cpu.vm, cpu};
         result = cpu.host.write_msr(index, value);
     }
-    switch (result) {
-    case MsrResult::Done: return;
-    case MsrResult::Fault: refuse();
-    case MsrResult::ToUser: to_user = true; return;
-    }
+    take_msr_result(result, to_user);
 }
 
 void complete_msr(Cpu& cpu)
 {
+    if (cpu.msr_answer.fault) {
+        Event event{EventKind::HardwareException, static_cast<std::uint8_t>(Vector::GP)};
+        event.has_error_code = true;
+        cpu.inject = event;
+        return;
+    }
     if (cpu.exit.reason == EngineExit::Reason::MsrRead) {
-        cpu.gpr[Rax] = cpu.exit.msr_value & 0xffff'ffffU;
-        cpu.gpr[Rdx] = cpu.exit.msr_value >> 32U;
+        cpu.gpr[Rax] = cpu.msr_answer.value & 0xffff'ffffU;
+        cpu.gpr[Rdx] = cpu.msr_answer.value >> 32U;
     }
     complete_instruction(cpu, cpu.exit.instruction_size);
 }

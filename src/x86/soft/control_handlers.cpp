@@ -135,7 +135,8 @@ const Op* leave_for_msr(Cpu& cpu,
     cpu.exit.reason = reason;
     cpu.exit.msr = index;
     cpu.exit.msr_value = value;
-    cpu.exit.data = std::as_writable_bytes(std::span{&cpu.exit.msr_value, 1});
+    cpu.msr_answer = {};
+    cpu.exit.msr_answer = &cpu.msr_answer;
     cpu.exit.instruction_size = op.length;
     cpu.exit_pending = true;
     cpu.rip = cpu.instruction_rip();

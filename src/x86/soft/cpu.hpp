@@ -270,6 +270,7 @@ struct Cpu : CpuState {
     MmioReplay mmio{};
     PortIo port_io{};
     EngineExit exit{};
+    MsrAnswer msr_answer{};  ///< Of the caller, to an MSR exit.
     bool exit_pending{};  ///< A handler filled `exit`: the run loop returns it.
     /// A MOV ended in a page fault, which the run loop delivers: cheaper than an exception.
     struct PageFault {

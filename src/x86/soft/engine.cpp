@@ -159,6 +159,8 @@ public:
     }
     Result<void> collect_dirty_log(std::uint32_t /*slot*/) override { return success; }
     void dirty_log_cleared() noexcept override { vm_->dirty_log_cleared(); }
+    // Each access asks the host.
+    Result<void> set_msr_filter(const MsrFilter& /*filter*/) override { return success; }
     void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept override
     {
         vm_->memory_written(gpa.value(), size_bytes);

@@ -69,8 +69,8 @@ void read_msr(Cpu& cpu, std::uint32_t index, std::uint64_t& value, bool& to_user
 void write_msr(Cpu& cpu, std::uint32_t index, std::uint64_t value, bool& to_user);
 
 /// Completes an RDMSR or WRMSR that left with `EngineExit::Reason::MsrRead` or `MsrWrite`:
-/// EDX:EAX from `cpu.exit.msr_value`, RIP to the next instruction.  `cpu.rip` is still that of the
-/// instruction, `cpu.exit` still what it was.
+/// EDX:EAX from `cpu.msr_answer`, RIP to the next instruction, or #GP(0) waits to be delivered.
+/// `cpu.rip` is still that of the instruction, `cpu.exit` still what it was.
 void complete_msr(Cpu& cpu);
 /// The rest of an IN whose answer is in `Cpu::port_io`.
 void complete_in(Cpu& cpu);
