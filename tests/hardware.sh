@@ -16,6 +16,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/cmake/packages.sh"
 # shellcheck source=../cmake/guest.sh
 source "$root/cmake/guest.sh"
+# shellcheck source=../cmake/helper.sh
+source "$root/cmake/helper.sh"
 
 usage() {
     cat <<'END'
@@ -25,13 +27,15 @@ tests/hardware.sh svm|vmx [OPTION…] -- COMMAND…
   vmx                an Intel CPU with VMX, by Bochs; takes some minutes
   --cpus N           number of CPUs of an svm machine (2); a vmx machine has one
   --memory SIZE      its memory, in MiB (1024)
-  --modules LIST     kernel modules to load, with what they need (kvm_amd or kvm_intel; '' for none)
+  --modules LIST     kernel modules to load, with what they need (kvm_amd or kvm_intel; '' for none);
+                     vmm_helper is the helper of this tree, built for the machine's kernel
   --file FILE        a file to have in the machine, below /vmm; a program with its libraries.  Repeatable.
   --console FILE     where the kernel's console goes (discarded)
   --timeout SECONDS  the most it may take (svm 600, vmx 3600)
 
 COMMAND is a line for the machine's shell.  Its first word, if it is a program here, is taken along like a --file.
-Its output is this script's, its exit status too; 125 if the machine came to no end.
+Its output is this script's, its exit status too; 125 if the machine came to no end, 124 if the machine's kernel
+complained in its log, which is shown.
 END
 }
 
@@ -117,6 +121,12 @@ version=${kernel##*/vmlinuz-}
 depmod -b "$guest/kernel" "$version"
 : >"$tree/vmm/modules"
 for module in $modules; do
+    if [[ $module == vmm_helper ]]; then
+        build_helper "$version"
+        cp "$helper" "$tree/vmm/"
+        echo /vmm/vmm_helper.ko >>"$tree/vmm/modules"
+        continue
+    fi
     modprobe -d "$guest/kernel" -S "$version" --show-depends "$module" >"$work/depends" ||
         die "Debian's kernel $version has no module '$module'"
     while read -r _ path _; do

@@ -10,6 +10,7 @@
 #include "x86/kvm/engine.hpp"
 #include "x86/lockstep/engine.hpp"
 #include "x86/soft/engine.hpp"
+#include "x86/svm/engine.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::core {
@@ -40,8 +41,8 @@ Result<std::unique_ptr<x86::EngineVm>> create_one(Engine engine,
         return x86::soft::create_soft_vm(pages, translation);
     }
     case Engine::Kvm: return x86::kvm::create_kvm_vm(slots, kick_signal);
+    case Engine::Svm: return x86::svm::create_svm_vm(pages, slots);
     case Engine::Auto:
-    case Engine::Svm:
     case Engine::Vmx: break;
     }
     return Error{std::errc::no_such_device,
@@ -91,8 +92,11 @@ std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)
 {
     const std::uint32_t khz = x86::host_tsc_khz();
     const bool on_kvm = options.engine == Engine::Kvm || options.lockstep == Engine::Kvm;
-    auto offer = on_kvm ? x86::kvm::supported_cpuid(khz) : x86::supported_cpuid(khz);
-    if (options.lockstep && options.lockstep != options.engine) {
+    const bool on_svm = options.engine == Engine::Svm || options.lockstep == Engine::Svm;
+    auto offer = on_kvm   ? x86::kvm::supported_cpuid(khz)
+                 : on_svm ? x86::svm::supported_cpuid(khz)
+                          : x86::supported_cpuid(khz);
+    if (on_svm || (options.lockstep && options.lockstep != options.engine)) {
         withdraw_speculation_control(offer);
     }
     return offer;

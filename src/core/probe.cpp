@@ -23,6 +23,7 @@
 #include "core/probe_guest.hpp"
 #include "core/vm_core.hpp"
 #include "vmm/kvm.hpp"
+#include "x86/svm/engine.hpp"
 
 namespace vmm {
 namespace {
@@ -126,25 +127,24 @@ Clock::duration native_loop()
     return Clock::now() - begin;
 }
 
-/// `/dev/kvm` is there on many hosts that have no hardware for it; by name it is used as soon as it
-/// runs guests at all, by `auto` only where the guest's loop goes at the speed of the host's CPU.
-EngineReport probe_kvm()
+/// `/dev/kvm` is there on many hosts that have no hardware for it; by name an engine is used as
+/// soon as it runs guests at all, by `auto` only where the guest's loop goes at the speed of the
+/// host's CPU.
+EngineReport probe_by_running(Engine engine, const char* device, const char* fix)
 {
     // An exit under nested virtualization costs as much as this loop; an emulator takes a
     // thousand times its time.  A busy host may spoil a run or two.
     constexpr int permitted_slowdown = 20;
     constexpr int hopeless_slowdown = 500;
     constexpr int tries = 3;
-    EngineReport report{.engine = Engine::Kvm};
+    EngineReport report{.engine = engine};
     Run best;
     for (int i = 0; i < tries && !report.automatic; ++i) {
-        const auto tried = run_probe_guest(Engine::Kvm);
+        const auto tried = run_probe_guest(engine);
         if (!tried) {
             report.usable = false;
             report.reason = tried.error().message();
-            report.fix =
-                "use a host whose CPU and kernel offer KVM, load kvm_intel or kvm_amd, and "
-                "give this user access to /dev/kvm";
+            report.fix = fix;
             return report;
         }
         if (i == 0 || tried->loop < best.loop) {
@@ -163,22 +163,39 @@ EngineReport probe_kvm()
                     "{:.1f} million instructions a second",
                     milliseconds(best.all), rate);
     if (!report.automatic) {
-        report.reason += "; that is no hardware behind /dev/kvm, so auto does not take it";
+        report.reason +=
+            fmt::format("; that is no hardware behind {}, so auto does not take it", device);
     }
     return report;
 }
 
-/// What `probe_kvm` found, once it found it usable: a host does not change that soon, and a probe
-/// may take tens of milliseconds.
-EngineReport probe_kvm_once()
-{
-    static std::mutex mutex;
-    static std::optional<EngineReport> found;
-    const std::lock_guard lock{mutex};
-    if (!found || !found->usable) {
-        found = probe_kvm();
+/// What a probe found, once it found the engine usable: a host does not change that soon, and a
+/// probe may take tens of milliseconds.
+class Found {
+public:
+    template <typename Probe>
+    EngineReport get(const Probe& probe)
+    {
+        const std::lock_guard lock{mutex_};
+        if (!report_ || !report_->usable) {
+            report_ = probe();
+        }
+        return *report_;
     }
-    return *found;
+
+private:
+    std::mutex mutex_;
+    std::optional<EngineReport> report_;
+};
+
+EngineReport probe_kvm()
+{
+    static Found found;
+    return found.get([] {
+        return probe_by_running(Engine::Kvm, "/dev/kvm",
+                                "use a host whose CPU and kernel offer KVM, load kvm_intel or "
+                                "kvm_amd, and give this user access to /dev/kvm");
+    });
 }
 
 /// Whether CPUID offers the feature.
@@ -191,13 +208,29 @@ bool host_has(std::uint32_t leaf, unsigned bit)
     return __get_cpuid(leaf, &eax, &ebx, &ecx, &edx) != 0 && ((ecx >> bit) & 1U) != 0U;
 }
 
-EngineReport probe_hardware(Engine engine)
+EngineReport probe_vmx()
 {
-    const bool is_vmx = engine == Engine::Vmx;
-    const bool present = is_vmx ? host_has(1, 5) : host_has(0x8000'0001, 2);
-    return {.engine = engine,
-            .reason = fmt::format("the CPU {} {}; this version of vmm has no helper module",
-                                  present ? "offers" : "does not offer", is_vmx ? "VMX" : "SVM")};
+    return {.engine = Engine::Vmx,
+            .reason = fmt::format("the CPU {} VMX; this version of vmm has no helper for it",
+                                  host_has(1, 5) ? "offers" : "does not offer")};
+}
+
+EngineReport probe_svm()
+{
+    EngineReport report{.engine = Engine::Svm};
+    if (!host_has(0x8000'0001, 2)) {
+        report.reason = "the CPU does not offer SVM";
+        return report;
+    }
+    if (const auto helper = x86::svm::check_helper(report.fix); !helper) {
+        report.reason = "the CPU offers SVM; " + helper.error().message();
+        return report;
+    }
+    static Found found;
+    return found.get([] {
+        return probe_by_running(Engine::Svm, "/dev/vmm",
+                                "look at the kernel's log, and report it with what it says");
+    });
 }
 
 }  // namespace
@@ -228,9 +261,9 @@ std::optional<Engine> engine_from_name(std::string_view wanted) noexcept
 EngineReport core::probe_engine(Engine engine)
 {
     switch (engine) {
-    case Engine::Vmx:
-    case Engine::Svm: return probe_hardware(engine);
-    case Engine::Kvm: return probe_kvm_once();
+    case Engine::Vmx: return probe_vmx();
+    case Engine::Svm: return probe_svm();
+    case Engine::Kvm: return probe_kvm();
     case Engine::Soft: break;
     case Engine::Auto: break;
     }
@@ -259,8 +292,7 @@ std::optional<SoftMode> soft_mode_from_name(std::string_view wanted) noexcept
 
 std::vector<EngineReport> probe_engines()
 {
-    return {probe_hardware(Engine::Vmx), probe_hardware(Engine::Svm), probe_kvm_once(),
-            probe_soft()};
+    return {probe_vmx(), probe_svm(), probe_kvm(), probe_soft()};
 }
 
 }  // namespace vmm

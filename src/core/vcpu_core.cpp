@@ -662,7 +662,8 @@ bool VcpuCore::access_msr(std::uint32_t index,
         return known || (access == x86::MsrAccess::Host && index == x86::msr::tsc_deadline);
     }
     const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
-    return write ? msrs_.write(cpuid, index, value, access) : msrs_.read(cpuid, index, value);
+    return write ? msrs_.write(cpuid, index, value, access)
+                 : msrs_.read(cpuid, index, value, access);
 }
 
 }  // namespace vmm::core

@@ -267,7 +267,10 @@ MceOutcome MsrBank::record_mce(const MachineCheck& error, bool enabled) noexcept
     return MceOutcome::Raise;
 }
 
-bool MsrBank::read(const Cpuid& cpuid, std::uint32_t index, std::uint64_t& value) const noexcept
+bool MsrBank::read(const Cpuid& cpuid,
+                   std::uint32_t index,
+                   std::uint64_t& value,
+                   MsrAccess access) const noexcept
 {
     if (const std::uint64_t* range = const_cast<MsrBank*>(this)->mtrr(index)) {
         value = *range;
@@ -291,7 +294,7 @@ bool MsrBank::read(const Cpuid& cpuid, std::uint32_t index, std::uint64_t& value
     case msr::spec_ctrl: value = spec_ctrl_; return has_spec_ctrl(cpuid);
     case msr::arch_capabilities:
         value = arch_capabilities_;
-        return cpuid.has({7, 0, CpuidRegister::Edx, 29});
+        return access == MsrAccess::Host || cpuid.has({7, 0, CpuidRegister::Edx, 29});
     case msr::amd_hwcr: value = amd_hwcr_; return !cpuid.is_intel();
     case msr::amd_de_cfg: value = amd_de_cfg_; return !cpuid.is_intel();
     default: value = 0; return is_ignored(cpuid, index);

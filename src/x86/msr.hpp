@@ -109,7 +109,8 @@ public:
     /// @return false if there is no such MSR here (#GP(0) for a guest).
     [[nodiscard]] bool read(const Cpuid& cpuid,
                             std::uint32_t index,
-                            std::uint64_t& value) const noexcept;
+                            std::uint64_t& value,
+                            MsrAccess access) const noexcept;
     /// @return false if there is none, or the value is reserved.
     [[nodiscard]] bool write(const Cpuid& cpuid,
                              std::uint32_t index,

@@ -21,12 +21,12 @@ TEST(MsrBank, PatRefusesReservedTypes)
     MsrBank bank;
     const Cpuid cpuid;
     std::uint64_t value = 0;
-    ASSERT_TRUE(bank.read(cpuid, msr::pat, value));
+    ASSERT_TRUE(bank.read(cpuid, msr::pat, value, MsrAccess::Guest));
     EXPECT_EQ(value, 0x0007'0406'0007'0406U);
     EXPECT_TRUE(bank.write(cpuid, msr::pat, 0x0007'0105'0600'0104, MsrAccess::Guest));
     EXPECT_FALSE(bank.write(cpuid, msr::pat, 0x02, MsrAccess::Guest));
     EXPECT_FALSE(bank.write(cpuid, msr::pat, 0x08, MsrAccess::Guest));
-    ASSERT_TRUE(bank.read(cpuid, msr::pat, value));
+    ASSERT_TRUE(bank.read(cpuid, msr::pat, value, MsrAccess::Guest));
     EXPECT_EQ(value, 0x0007'0105'0600'0104U);
 }
 
@@ -46,7 +46,7 @@ TEST(MsrBank, EveryMtrrIsAPlaceOfItsOwn)
     }
     for (const std::uint32_t index : indices) {
         std::uint64_t value = 0;
-        ASSERT_TRUE(bank.read(cpuid, index, value));
+        ASSERT_TRUE(bank.read(cpuid, index, value, MsrAccess::Guest));
         EXPECT_EQ(value, index);
     }
 }
@@ -55,7 +55,7 @@ TEST(MsrBank, AnUnknownMsrDoesNotExist)
 {
     MsrBank bank;
     std::uint64_t value = 1;
-    EXPECT_FALSE(bank.read(Cpuid{}, 0x1234'5678, value));
+    EXPECT_FALSE(bank.read(Cpuid{}, 0x1234'5678, value, MsrAccess::Guest));
     EXPECT_FALSE(bank.write(Cpuid{}, 0x1234'5678, 0, MsrAccess::Host));
 }
 
@@ -63,10 +63,10 @@ TEST(MsrBank, VendorsHaveTheirOwn)
 {
     MsrBank bank;
     std::uint64_t value = 0;
-    EXPECT_TRUE(bank.read(Cpuid{}, msr::amd_hwcr, value));
-    EXPECT_FALSE(bank.read(intel(), msr::amd_hwcr, value));
-    EXPECT_TRUE(bank.read(intel(), msr::feature_control, value));
-    EXPECT_FALSE(bank.read(Cpuid{}, msr::feature_control, value));
+    EXPECT_TRUE(bank.read(Cpuid{}, msr::amd_hwcr, value, MsrAccess::Guest));
+    EXPECT_FALSE(bank.read(intel(), msr::amd_hwcr, value, MsrAccess::Guest));
+    EXPECT_TRUE(bank.read(intel(), msr::feature_control, value, MsrAccess::Guest));
+    EXPECT_FALSE(bank.read(Cpuid{}, msr::feature_control, value, MsrAccess::Guest));
 }
 
 TEST(MsrBank, MachineCheckStatusIsClearedByGuestsAndSetByTheHost)

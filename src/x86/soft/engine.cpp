@@ -9,6 +9,7 @@
 
 #include "x86/soft/block.hpp"
 #include "x86/soft/cpu.hpp"
+#include "x86/soft/emulator.hpp"
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
 #include "x86/soft/run_loop.hpp"
@@ -18,7 +19,7 @@ namespace vmm::x86::soft {
 
 namespace {
 
-class SoftEngineVcpu final : public EngineVcpu {
+class SoftEngineVcpu final : public Emulator {
 public:
     SoftEngineVcpu(std::shared_ptr<SoftVm> vm, VcpuHost& host)
         : vm_(std::move(vm)),
@@ -76,6 +77,22 @@ public:
         }
         stop();
         return cpu_.exit;
+    }
+
+    const EngineExit* step() noexcept override
+    {
+        // What else runs this guest changes code and page tables without a word.
+        cpu_.blocks->clear();
+        cpu_.state_changed();
+        start();
+        const bool done = loop_.run_one();
+        stop();
+        return done ? nullptr : &cpu_.exit;
+    }
+
+    const EngineExit* complete() noexcept override
+    {
+        return complete_pending() || !std::exchange(exit_left_, false) ? nullptr : &cpu_.exit;
     }
 
     bool complete_pending() noexcept override
@@ -140,16 +157,21 @@ private:
     bool exit_left_{};               ///< `complete_pending()` has met an exit for the next enter().
 };
 
-class SoftEngineVm final : public EngineVm {
+class SoftEngineVm final : public EmulatorVm {
 public:
     SoftEngineVm(PhysicalMemory& memory, TranslationMode translation)
         : vm_(std::make_shared<SoftVm>(memory, translation))
     {
     }
 
+    std::unique_ptr<Emulator> create_emulator(VcpuHost& host) override
+    {
+        return std::make_unique<SoftEngineVcpu>(vm_, host);
+    }
+
     Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host, std::uint32_t /*id*/) override
     {
-        return std::unique_ptr<EngineVcpu>{std::make_unique<SoftEngineVcpu>(vm_, host)};
+        return std::unique_ptr<EngineVcpu>{create_emulator(host)};
     }
 
     Result<void> memory_changed() override
@@ -179,6 +201,15 @@ Result<std::unique_ptr<EngineVm>> create_soft_vm(PhysicalMemory& memory,
         return available.error();
     }
     return std::unique_ptr<EngineVm>{std::make_unique<SoftEngineVm>(memory, translation)};
+}
+
+Result<std::unique_ptr<EmulatorVm>> create_emulator_vm(PhysicalMemory& memory)
+{
+    if (Result<void> available = native_available(); !available) {
+        return available.error();
+    }
+    return std::unique_ptr<EmulatorVm>{
+        std::make_unique<SoftEngineVm>(memory, TranslationMode::Off)};
 }
 
 }  // namespace vmm::x86::soft

@@ -340,6 +340,22 @@ bool RunLoop::complete()
     return done;
 }
 
+bool RunLoop::run_one()
+{
+    if ((cpu_.requests.load(std::memory_order_seq_cst) & ~request::exit) != 0) {
+        cpu_.vm.take_requests(cpu_);
+    }
+    if (cpu_.inject || (cpu_.pending_debug != 0 && !cpu_.mov_ss_shadow)) {
+        const bool delivered = deliver_pending();
+        cpu_.exit_pending = false;
+        msr_pending_ = false;
+        return delivered;
+    }
+    cpu_.chain.floor = stack_pointer_now() - max_stack;
+    cpu_.blocks->collect(cpu_);
+    return step(true);
+}
+
 void RunLoop::run()
 {
     cpu_.chain.floor = stack_pointer_now() - max_stack;

@@ -23,6 +23,9 @@ public:
 
     /// Until an exit, which is in `cpu.exit`.
     void run();
+    /// Delivers what waits to be delivered, or else executes one instruction; heeds neither windows
+    /// nor `request::exit`.  False: there is an exit, which is in `cpu.exit`.
+    [[nodiscard]] bool run_one();
     /// Completes what the last exit left pending, and nothing else.  False: there is another exit.
     [[nodiscard]] bool complete();
 

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note OR Apache-2.0 */
+/*
+ * What the helper module and the library say to one another.  ABI.md is its manual.
+ *
+ * C for the kernel, C++ for the library: fixed-width types, no padding that is not named, offsets asserted below.
+ */
+
+#ifndef VMM_HELPER_ABI_H
+#define VMM_HELPER_ABI_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* Both sides must have the same.  Any change of what is below is a new one. */
+#define VMM_ABI_VERSION 1
+
+#define VMM_DEVICE "vmm" /* /dev/vmm */
+
+/* ---- Why something was refused: in `reason`, beside the errno. ---- */
+
+#define VMM_REASON_NONE 0
+#define VMM_REASON_VERSION 1		  /* Another VMM_ABI_VERSION. */
+#define VMM_REASON_FLAGS 2		  /* A flag or a reserved field that is not 0. */
+#define VMM_REASON_OTHER_PROCESS 3	  /* The VM belongs to another address space. */
+#define VMM_REASON_VCPU_ID 4		  /* Beyond VMM_MAX_VCPUS. */
+#define VMM_REASON_SLOT 5		  /* Beyond VMM_MAX_REGIONS. */
+#define VMM_REASON_SLOT_TAKEN 6		  /* A region is changed by removing it first. */
+#define VMM_REASON_NO_SUCH_SLOT 7
+#define VMM_REASON_ALIGNMENT 8		  /* Addresses and sizes are multiples of 4096. */
+#define VMM_REASON_GUEST_ADDRESS 9	  /* Wraps, or lies beyond the CPU's physical addresses. */
+#define VMM_REASON_HOST_ADDRESS 10	  /* Wraps, or is no user address. */
+#define VMM_REASON_OVERLAP 11		  /* Two regions at one guest-physical address. */
+#define VMM_REASON_INTERCEPTS 12	  /* Bits that stand for no intercept. */
+#define VMM_REASON_INTERRUPT_CONTROL 13 /* Of int_ctl, int_vector, int_state: bits that are not the caller's. */
+#define VMM_REASON_EVENT 14		  /* event_inj is no event. */
+#define VMM_REASON_EFER 15
+#define VMM_REASON_CR4 16
+#define VMM_REASON_XCR0 17
+
+/* ---- The device ---- */
+
+#define VMM_VENDOR_SVM 1
+#define VMM_VENDOR_VMX 2
+
+#define VMM_FEATURE_NEXT_RIP (1u << 0)	   /* `next_rip` is valid at intercepts of instructions. */
+#define VMM_FEATURE_DECODE_ASSISTS (1u << 1) /* `insn_bytes` are, at nested page faults. */
+#define VMM_FEATURE_PAUSE_FILTER (1u << 2)
+
+struct vmm_info {
+	__u32 version;
+	__u32 vendor;
+	__u32 features;
+	__u32 max_vcpus;
+	__u32 max_regions;
+	__u32 vcpu_area_size; /* Bytes to map of a vCPU. */
+	__u32 guest_address_bits;
+	__u32 reserved;
+};
+
+struct vmm_create {
+	__u32 argument; /* VM: VMM_ABI_VERSION.  vCPU: its id. */
+	__u32 reason;	/* Out. */
+};
+
+/* ---- A VM ---- */
+
+#define VMM_MAX_VCPUS 1024
+#define VMM_MAX_REGIONS 32768
+
+#define VMM_REGION_READ_ONLY (1u << 0) /* Writes are exits. */
+#define VMM_REGION_LOG_DIRTY (1u << 1)
+
+struct vmm_region {
+	__u32 slot;
+	__u32 flags;
+	__u64 guest_address;
+	__u64 size; /* 0 removes the slot. */
+	__u64 host_address;
+	__u32 reason; /* Out. */
+	__u32 reserved;
+};
+
+struct vmm_dirty {
+	__u32 slot;
+	__u32 reason; /* Out. */
+	__u64 bitmap; /* Address of one bit a page, in whole 64-bit words. */
+};
+
+/* ---- A vCPU: the area that it shares with its caller ---- */
+
+/* What the caller has changed since the last run; the rest is as the helper left it. */
+#define VMM_DIRTY_CONTROLS (1u << 0)
+#define VMM_DIRTY_SEGMENTS (1u << 1)
+#define VMM_DIRTY_SYSTEM (1u << 2) /* CRs and EFER. */
+#define VMM_DIRTY_DEBUG (1u << 3)  /* DR6 and DR7 (DR0 to DR3 are always taken). */
+#define VMM_DIRTY_MSRS (1u << 4)
+#define VMM_DIRTY_TLB (1u << 5)	  /* No field: the guest's translations are forgotten before it goes on. */
+#define VMM_DIRTY_ALL 0x3fu
+
+#define VMM_EXIT_NONE 0
+#define VMM_EXIT_INTERRUPTED 1 /* `immediate_exit` was set. */
+#define VMM_EXIT_HARDWARE 2    /* The vendor's part says what. */
+#define VMM_EXIT_MEMORY 3      /* A page of the caller's could not be had; `error` says why. */
+
+struct vmm_segment {
+	__u16 selector;
+	__u16 attributes; /* As in a VMCB: descriptor bits 55:52 and 47:40. */
+	__u32 limit;
+	__u64 base;
+};
+
+/*
+ * AMD.  The names are those of APM Vol. 2 "Layout of VMCB".
+ */
+struct vmm_svm {
+	/* 0x000: requests. */
+	__u32 intercepts[6];
+	__u32 pause_filter; /* Count in bits 15:0, threshold in 31:16. */
+	__u32 int_ctl;
+	__u32 int_vector;
+	__u32 int_state;
+	__u32 event_inj; /* Out: what is still, or again, to be injected. */
+	__u32 event_inj_error;
+
+	/* 0x030: the exit. */
+	__u64 exit_code;
+	__u64 exit_info_1;
+	__u64 exit_info_2;
+	__u32 exit_int_info;
+	__u32 exit_int_info_error;
+	__u64 next_rip;
+	__u8 insn_len;
+	__u8 insn_bytes[15];
+	__u32 cpl; /* Out only: an entry takes SS.DPL. */
+	__u32 reserved;
+
+	/* 0x070: state. */
+	struct vmm_segment es;
+	struct vmm_segment cs;
+	struct vmm_segment ss;
+	struct vmm_segment ds;
+	struct vmm_segment fs;
+	struct vmm_segment gs;
+	struct vmm_segment gdtr;
+	struct vmm_segment ldtr;
+	struct vmm_segment idtr;
+	struct vmm_segment tr;
+	/* 0x110 */
+	__u64 efer; /* Without SVME, which is the helper's. */
+	__u64 cr0;
+	__u64 cr2;
+	__u64 cr3;
+	__u64 cr4;
+	__u64 dr6;
+	__u64 dr7;
+	/* 0x148 */
+	__u64 star;
+	__u64 lstar;
+	__u64 cstar;
+	__u64 sfmask;
+	__u64 kernel_gs_base;
+	__u64 sysenter_cs;
+	__u64 sysenter_esp;
+	__u64 sysenter_eip;
+	/* 0x188 */
+};
+
+struct vmm_vcpu_area {
+	__u32 dirty;	      /* VMM_DIRTY_*; taken by the helper. */
+	__u32 immediate_exit; /* Set by any thread of the caller's: no guest code from here on. */
+	__u32 running;	      /* The helper's: VMM_RUN is being executed, and a kick would end it. */
+	__u32 exit_kind;
+	__u32 reason;
+	__u32 error;	/* VMM_EXIT_MEMORY: an errno. */
+	__u64 entries; /* Of the guest, since creation. */
+
+	__u64 gpr[16]; /* 0x020: RAX, RCX, RDX, RBX, RSP … as instructions number them. */
+	__u64 rip;
+	__u64 rflags;
+	__u64 dr[4];
+	__u64 xcr0;
+	__u64 tsc_offset;
+	__u64 tsc_aux;
+	__u64 reserved[3];
+
+	union { /* 0x100 */
+		struct vmm_svm svm;
+		__u8 vendor[0x1000 - 0x100];
+	};
+};
+
+/* ---- The calls.  vmm_ioctl(n) on the device, a VM, a vCPU. ---- */
+
+#define VMM_IOCTL 0xBD
+
+#define VMM_GET_INFO _IOR(VMM_IOCTL, 0x00, struct vmm_info)
+#define VMM_CREATE_VM _IOWR(VMM_IOCTL, 0x01, struct vmm_create)
+
+#define VMM_CREATE_VCPU _IOWR(VMM_IOCTL, 0x10, struct vmm_create)
+#define VMM_SET_REGION _IOWR(VMM_IOCTL, 0x11, struct vmm_region)
+#define VMM_TAKE_DIRTY _IOWR(VMM_IOCTL, 0x12, struct vmm_dirty)
+
+#define VMM_RUN _IO(VMM_IOCTL, 0x20)
+#define VMM_KICK _IO(VMM_IOCTL, 0x21)
+
+/* ---- What both sides count on ---- */
+
+#ifdef __cplusplus
+#define VMM_ABI_ASSERT(condition) static_assert(condition, #condition)
+#else
+#define VMM_ABI_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+#define VMM_ABI_AT(type, member, offset) VMM_ABI_ASSERT(__builtin_offsetof(struct type, member) == (offset))
+
+VMM_ABI_ASSERT(sizeof(struct vmm_info) == 0x20);
+VMM_ABI_ASSERT(sizeof(struct vmm_create) == 8);
+VMM_ABI_ASSERT(sizeof(struct vmm_region) == 0x28);
+VMM_ABI_ASSERT(sizeof(struct vmm_dirty) == 0x10);
+VMM_ABI_ASSERT(sizeof(struct vmm_segment) == 0x10);
+VMM_ABI_AT(vmm_svm, int_vector, 0x20);
+VMM_ABI_AT(vmm_svm, exit_code, 0x30);
+VMM_ABI_AT(vmm_svm, next_rip, 0x50);
+VMM_ABI_AT(vmm_svm, es, 0x70);
+VMM_ABI_AT(vmm_svm, efer, 0x110);
+VMM_ABI_AT(vmm_svm, star, 0x148);
+VMM_ABI_ASSERT(sizeof(struct vmm_svm) == 0x188);
+VMM_ABI_AT(vmm_vcpu_area, gpr, 0x20);
+VMM_ABI_AT(vmm_vcpu_area, rip, 0xa0);
+VMM_ABI_AT(vmm_vcpu_area, dr, 0xb0);
+VMM_ABI_AT(vmm_vcpu_area, xcr0, 0xd0);
+VMM_ABI_AT(vmm_vcpu_area, svm, 0x100);
+VMM_ABI_ASSERT(sizeof(struct vmm_vcpu_area) == 0x1000);
+
+#endif

@@ -1,0 +1,695 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * AMD SVM: one vCPU's runs.
+ *
+ * All that a guest's entry changes on a CPU is put back before interrupts are enabled again, EFER.SVME included.  So
+ * nothing is left for CPU hotplug, suspend, reboot or a context switch to look after, and kvm_amd, which refuses to
+ * start where SVME is set and clears it when its last VM dies, comes and goes as it likes.
+ */
+
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/cpu.h>
+#include <linux/cpuhotplug.h>
+#include <linux/percpu.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <asm/debugreg.h>
+#include <asm/fpu/api.h>
+#include <asm/fpu/xcr.h>
+#include <asm/io.h>
+#include <asm/nospec-branch.h>
+#include <asm/svm.h>
+#include <asm/trap_pf.h>
+#include <asm/trapnr.h>
+
+#include "helper.h"
+
+void vmm_svm_enter(u64 guest, u64 host, u64 *gpr);
+
+#define EXIT_INVALID 0xffffffffu
+#define EVENT_FIELDS (SVM_EVTINJ_VEC_MASK | SVM_EVTINJ_TYPE_MASK | SVM_EVTINJ_VALID_ERR | SVM_EVTINJ_VALID)
+#define EVENT_TYPE_SOFT SVM_EVTINJ_TYPE_SOFT
+
+/* What a CPU needs for guests.  ASIDs count up within a generation, whose first entry flushes all of them. */
+struct vmm_cpu {
+	struct page *hsave; /* For VMRUN. */
+	struct page *host;  /* For VMSAVE. */
+	u64 generation;
+	u32 next_asid;
+	u64 last_vcpu;
+	u64 tsc_aux;
+};
+static DEFINE_PER_CPU(struct vmm_cpu, cpus);
+
+static u32 asid_count;
+static u64 host_xcr0, host_xss;
+static void *iopm;	  /* All ports intercepted. */
+static void *msrpm;	  /* All MSRs but those that VMLOAD and VMSAVE switch. */
+static void *flush_guest; /* A VMCB that flushes the TLB and leaves at once. */
+static enum cpuhp_state hotplug_state;
+static atomic64_t serials = ATOMIC64_INIT(0);
+
+#define IOPM_ORDER 2
+#define MSRPM_ORDER 1
+
+#define BIT_IN_WORD(intercept) (1u << ((intercept) & 31))
+
+/*
+ * What is intercepted whatever the caller asks for: what is the host's business, what would let a guest see or change
+ * the host's state, what could stop the CPU.
+ */
+static const u32 mandatory[6] = {
+	BIT_IN_WORD(INTERCEPT_CR4_WRITE),
+	0x000f000f, /* DR0 to DR3, which VMRUN does not switch. */
+	/* #DB and #AC: a guest can have them raised endlessly with no interrupt in between. */
+	BIT(X86_TRAP_DB) | BIT(X86_TRAP_AC) | BIT(X86_TRAP_MC),
+	BIT_IN_WORD(INTERCEPT_INTR) | BIT_IN_WORD(INTERCEPT_NMI) | BIT_IN_WORD(INTERCEPT_SMI) |
+		BIT_IN_WORD(INTERCEPT_INIT) | BIT_IN_WORD(INTERCEPT_RDPMC) | BIT_IN_WORD(INTERCEPT_RSM) |
+		BIT_IN_WORD(INTERCEPT_INVD) | BIT_IN_WORD(INTERCEPT_INVLPGA) | BIT_IN_WORD(INTERCEPT_IOIO_PROT) |
+		BIT_IN_WORD(INTERCEPT_MSR_PROT) | BIT_IN_WORD(INTERCEPT_FERR_FREEZE) |
+		BIT_IN_WORD(INTERCEPT_SHUTDOWN),
+	BIT_IN_WORD(INTERCEPT_VMRUN) | BIT_IN_WORD(INTERCEPT_VMLOAD) | BIT_IN_WORD(INTERCEPT_VMSAVE) |
+		BIT_IN_WORD(INTERCEPT_STGI) | BIT_IN_WORD(INTERCEPT_CLGI) | BIT_IN_WORD(INTERCEPT_SKINIT) |
+		BIT_IN_WORD(INTERCEPT_WBINVD) | BIT_IN_WORD(INTERCEPT_MONITOR) | BIT_IN_WORD(INTERCEPT_MWAIT) |
+		BIT_IN_WORD(INTERCEPT_MWAIT_COND) | BIT_IN_WORD(INTERCEPT_XSETBV) | BIT_IN_WORD(INTERCEPT_RDPRU),
+	BIT_IN_WORD(INTERCEPT_INVLPGB) | BIT_IN_WORD(INTERCEPT_INVLPGB_ILLEGAL) | BIT_IN_WORD(INTERCEPT_MCOMMIT) |
+		BIT_IN_WORD(INTERCEPT_TLBSYNC),
+};
+/* The bits that are intercepts.  Traps behind writes of control registers, in word 4, are for encrypted guests. */
+static const u32 known[6] = { ~0u, ~0u, ~0u, ~0u, 0x7fff, 0x1f };
+
+#define CALLERS_INT_CTL (V_TPR_MASK | V_IRQ_INJECTION_BITS_MASK)
+#define GUEST_EFER (EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_FFXSR)
+/* Without PKE, whose register is the caller's; LA57, which NPT takes from the host; and what came later. */
+#define GUEST_CR4                                                                                                \
+	(X86_CR4_VME | X86_CR4_PVI | X86_CR4_TSD | X86_CR4_DE | X86_CR4_PSE | X86_CR4_PAE | X86_CR4_MCE |        \
+	 X86_CR4_PGE | X86_CR4_PCE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_UMIP | X86_CR4_FSGSBASE |     \
+	 X86_CR4_PCIDE | X86_CR4_OSXSAVE | X86_CR4_SMEP | X86_CR4_SMAP)
+
+static void pass_msr(u32 index)
+{
+	/* APM Vol. 2 "MSR Intercepts": two bits an MSR, in blocks of 0x2000 MSRs. */
+	u32 bit = 2 * (index & 0x1fff) + (index >= 0xc0000000 ? 0x4000 : 0);
+
+	__clear_bit(bit, msrpm);
+	__clear_bit(bit + 1, msrpm);
+}
+
+/* ---- From the shared area to the VMCB.  The area is read once; what is checked is what is used. ---- */
+
+static void load_segment(struct vmcb_seg *to, const struct vmm_segment *from)
+{
+	memcpy(to, from, sizeof(*to));
+}
+
+static int load_controls(struct vmcb_control_area *to, const struct vmm_vcpu_area *area, u32 *reason)
+{
+	u32 i, filter = READ_ONCE(area->svm.pause_filter);
+
+	for (i = 0; i < ARRAY_SIZE(mandatory); i++) {
+		u32 wanted = READ_ONCE(area->svm.intercepts[i]);
+
+		if (wanted & ~known[i]) {
+			*reason = VMM_REASON_INTERCEPTS;
+			return -EINVAL;
+		}
+		to->intercepts[i] = wanted | mandatory[i];
+	}
+	to->pause_filter_count = filter & 0xffff;
+	to->pause_filter_thresh = filter >> 16;
+	to->tsc_offset = READ_ONCE(area->tsc_offset);
+	return 0;
+}
+
+static int load_events(struct vmcb_control_area *to, const struct vmm_vcpu_area *area, u32 *reason)
+{
+	u32 int_ctl = READ_ONCE(area->svm.int_ctl);
+	u32 vector = READ_ONCE(area->svm.int_vector);
+	u32 state = READ_ONCE(area->svm.int_state);
+	u32 event = READ_ONCE(area->svm.event_inj);
+
+	if (int_ctl & ~CALLERS_INT_CTL || vector > 0xff || state & ~SVM_INTERRUPT_SHADOW_MASK) {
+		*reason = VMM_REASON_INTERRUPT_CONTROL;
+		return -EINVAL;
+	}
+	if (event & SVM_EVTINJ_VALID) {
+		u32 type = event & SVM_EVTINJ_TYPE_MASK;
+
+		if (event & ~EVENT_FIELDS || (type != SVM_EVTINJ_TYPE_INTR && type != SVM_EVTINJ_TYPE_NMI &&
+					      type != SVM_EVTINJ_TYPE_EXEPT && type != SVM_EVTINJ_TYPE_SOFT)) {
+			*reason = VMM_REASON_EVENT;
+			return -EINVAL;
+		}
+	}
+	to->int_ctl = int_ctl | V_INTR_MASKING_MASK;
+	to->int_vector = vector;
+	to->int_state = state;
+	to->event_inj = event & SVM_EVTINJ_VALID ? event : 0;
+	to->event_inj_err = READ_ONCE(area->svm.event_inj_error);
+	return 0;
+}
+
+static void load_segments(struct vmcb_save_area *to, const struct vmm_svm *from)
+{
+	load_segment(&to->es, &from->es);
+	load_segment(&to->cs, &from->cs);
+	load_segment(&to->ss, &from->ss);
+	load_segment(&to->ds, &from->ds);
+	load_segment(&to->fs, &from->fs);
+	load_segment(&to->gs, &from->gs);
+	load_segment(&to->gdtr, &from->gdtr);
+	load_segment(&to->ldtr, &from->ldtr);
+	load_segment(&to->idtr, &from->idtr);
+	load_segment(&to->tr, &from->tr);
+	to->cpl = (to->ss.attrib >> 5) & 3;
+}
+
+static int load_system(struct vmcb_save_area *to, const struct vmm_svm *from, u32 *reason)
+{
+	u64 efer = READ_ONCE(from->efer), cr4 = READ_ONCE(from->cr4);
+
+	if (efer & ~(u64)GUEST_EFER) {
+		*reason = VMM_REASON_EFER;
+		return -EINVAL;
+	}
+	if (cr4 & ~(u64)GUEST_CR4) {
+		*reason = VMM_REASON_CR4;
+		return -EINVAL;
+	}
+	to->efer = efer | EFER_SVME;
+	to->cr0 = READ_ONCE(from->cr0);
+	to->cr2 = READ_ONCE(from->cr2);
+	to->cr3 = READ_ONCE(from->cr3);
+	to->cr4 = cr4;
+	return 0;
+}
+
+static int load(struct vmm_vcpu *vcpu)
+{
+	struct vmm_vcpu_area *area = vcpu->area;
+	struct vmm_svm *from = &area->svm;
+	struct vmcb *vmcb = vcpu->vmcb;
+	u32 dirty = xchg(&area->dirty, 0), reason = VMM_REASON_NONE;
+	u64 xcr0 = READ_ONCE(area->xcr0);
+	int i, error = 0;
+
+	/* A refused group is dirty still. */
+	dirty |= vcpu->refused;
+	vcpu->refused = 0;
+	if (dirty & VMM_DIRTY_CONTROLS)
+		error = load_controls(&vmcb->control, area, &reason);
+	if (!error)
+		error = load_events(&vmcb->control, area, &reason);
+	if (!error && dirty & VMM_DIRTY_SYSTEM)
+		error = load_system(&vmcb->save, from, &reason);
+	if (!error && (!(xcr0 & XFEATURE_MASK_FP) || xcr0 & ~vmm_svm_xcr0() ||
+		       (xcr0 & XFEATURE_MASK_YMM && !(xcr0 & XFEATURE_MASK_SSE)))) {
+		reason = VMM_REASON_XCR0;
+		error = -EINVAL;
+	}
+	if (error) {
+		vcpu->refused = dirty;
+		WRITE_ONCE(area->reason, reason);
+		return error;
+	}
+	vcpu->xcr0 = xcr0;
+	vcpu->tsc_aux = READ_ONCE(area->tsc_aux);
+	if (dirty & VMM_DIRTY_TLB)
+		vcpu->generation = 0;
+	if (dirty & VMM_DIRTY_SEGMENTS)
+		load_segments(&vmcb->save, from);
+	if (dirty & VMM_DIRTY_DEBUG) {
+		vmcb->save.dr6 = READ_ONCE(from->dr6);
+		vmcb->save.dr7 = READ_ONCE(from->dr7);
+	}
+	for (i = 0; i < 4; i++)
+		vcpu->dr[i] = READ_ONCE(area->dr[i]);
+	if (dirty & VMM_DIRTY_MSRS) {
+		vmcb->save.star = READ_ONCE(from->star);
+		vmcb->save.lstar = READ_ONCE(from->lstar);
+		vmcb->save.cstar = READ_ONCE(from->cstar);
+		vmcb->save.sfmask = READ_ONCE(from->sfmask);
+		vmcb->save.kernel_gs_base = READ_ONCE(from->kernel_gs_base);
+		vmcb->save.sysenter_cs = READ_ONCE(from->sysenter_cs);
+		vmcb->save.sysenter_esp = READ_ONCE(from->sysenter_esp);
+		vmcb->save.sysenter_eip = READ_ONCE(from->sysenter_eip);
+	}
+	vmcb->save.rax = READ_ONCE(area->gpr[0]);
+	vmcb->save.rsp = READ_ONCE(area->gpr[4]);
+	vmcb->save.rip = READ_ONCE(area->rip);
+	vmcb->save.rflags = READ_ONCE(area->rflags);
+	return 0;
+}
+
+/* ---- And back. ---- */
+
+static void store_segment(struct vmm_segment *to, const struct vmcb_seg *from)
+{
+	memcpy(to, from, sizeof(*to));
+}
+
+static void store(struct vmm_vcpu *vcpu)
+{
+	struct vmm_vcpu_area *area = vcpu->area;
+	struct vmcb *vmcb = vcpu->vmcb;
+	struct vmcb_control_area *control = &vmcb->control;
+	struct vmcb_save_area *save = &vmcb->save;
+	struct vmm_svm *to = &area->svm;
+
+	area->gpr[0] = save->rax;
+	area->gpr[4] = save->rsp;
+	area->rip = save->rip;
+	area->rflags = save->rflags;
+	to->int_ctl = control->int_ctl & CALLERS_INT_CTL;
+	to->int_state = control->int_state & SVM_INTERRUPT_SHADOW_MASK;
+	to->event_inj = control->event_inj;
+	to->event_inj_error = control->event_inj_err;
+	to->exit_code = (u64)control->exit_code_hi << 32 | control->exit_code;
+	to->exit_info_1 = control->exit_info_1;
+	to->exit_info_2 = control->exit_info_2;
+	to->exit_int_info = control->exit_int_info;
+	to->exit_int_info_error = control->exit_int_info_err;
+	to->next_rip = control->next_rip;
+	to->insn_len = control->insn_len;
+	memcpy(to->insn_bytes, control->insn_bytes, sizeof(to->insn_bytes));
+	to->cpl = save->cpl;
+	store_segment(&to->es, &save->es);
+	store_segment(&to->cs, &save->cs);
+	store_segment(&to->ss, &save->ss);
+	store_segment(&to->ds, &save->ds);
+	store_segment(&to->fs, &save->fs);
+	store_segment(&to->gs, &save->gs);
+	store_segment(&to->gdtr, &save->gdtr);
+	store_segment(&to->ldtr, &save->ldtr);
+	store_segment(&to->idtr, &save->idtr);
+	store_segment(&to->tr, &save->tr);
+	to->efer = save->efer & ~(u64)EFER_SVME;
+	to->cr0 = save->cr0;
+	to->cr2 = save->cr2;
+	to->cr3 = save->cr3;
+	to->cr4 = save->cr4;
+	to->dr6 = save->dr6;
+	to->dr7 = save->dr7;
+	to->star = save->star;
+	to->lstar = save->lstar;
+	to->cstar = save->cstar;
+	to->sfmask = save->sfmask;
+	to->kernel_gs_base = save->kernel_gs_base;
+	to->sysenter_cs = save->sysenter_cs;
+	to->sysenter_esp = save->sysenter_esp;
+	to->sysenter_eip = save->sysenter_eip;
+}
+
+/* ---- One entry.  Interrupts are off. ---- */
+
+/*
+ * SVM's ways on this CPU, for the time of one entry.  Where SVME is set already, kvm_amd runs VMs here: then no
+ * translation of theirs may be found under our ASID, nor of ours under theirs, and the TLB is flushed on both sides of
+ * the entry.  Where it is not and VM_HSAVE_PA is what we left, nobody has used SVM meanwhile.
+ */
+struct ownership {
+	u64 efer;
+	u64 hsave;
+	bool shared;
+};
+
+static void new_generation(struct vmm_cpu *cpu)
+{
+	cpu->generation++;
+	cpu->next_asid = 1;
+}
+
+static void own_svm(struct vmm_cpu *cpu, struct ownership *own)
+{
+	u64 ours = __sme_set(page_to_phys(cpu->hsave));
+
+	rdmsrl(MSR_EFER, own->efer);
+	rdmsrl(MSR_VM_HSAVE_PA, own->hsave);
+	own->shared = own->efer & EFER_SVME;
+	if (!own->shared)
+		wrmsrl(MSR_EFER, own->efer | EFER_SVME);
+	if (own->hsave != ours) {
+		wrmsrl(MSR_VM_HSAVE_PA, ours);
+		new_generation(cpu);
+	}
+}
+
+static void disown_svm(struct vmm_cpu *cpu, struct ownership *own, u64 host)
+{
+	u64 gpr[16] = {};
+
+	if (!own->shared) {
+		wrmsrl(MSR_EFER, own->efer);
+		return;
+	}
+	asm volatile("clgi");
+	vmm_svm_enter(__sme_set(__pa(flush_guest)), host, gpr);
+	asm volatile("stgi");
+	wrmsrl(MSR_VM_HSAVE_PA, own->hsave);
+}
+
+static void choose_asid(struct vmm_vcpu *vcpu, struct vmm_cpu *cpu)
+{
+	struct vmcb *vmcb = vcpu->vmcb;
+	u64 flushes = atomic64_read(&vcpu->vm->flushes);
+
+	vmcb->control.tlb_ctl = TLB_CONTROL_DO_NOTHING;
+	/* A fresh ASID has no translations: as good as a flush, and every CPU can do it. */
+	if (vcpu->cpu != raw_smp_processor_id() || vcpu->generation != cpu->generation ||
+	    vcpu->flushes != flushes) {
+		if (cpu->next_asid >= asid_count)
+			new_generation(cpu);
+		if (cpu->next_asid == 1)
+			vmcb->control.tlb_ctl = TLB_CONTROL_FLUSH_ALL_ASID;
+		vcpu->asid = cpu->next_asid++;
+		vcpu->cpu = raw_smp_processor_id();
+		vcpu->generation = cpu->generation;
+		vcpu->flushes = flushes;
+	}
+	vmcb->control.asid = vcpu->asid;
+	vmcb->control.nested_cr3 = __sme_set(__pa(READ_ONCE(vcpu->vm->root)));
+}
+
+static void enter(struct vmm_vcpu *vcpu)
+{
+	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
+	struct vmcb *vmcb = vcpu->vmcb;
+	u64 host = __sme_set(page_to_phys(cpu->host));
+	bool debugs = vmcb->save.dr7 & DR_GLOBAL_ENABLE_MASK || vmcb->save.dr7 & DR_LOCAL_ENABLE_MASK;
+	struct ownership own;
+	int i;
+
+	own_svm(cpu, &own);
+	choose_asid(vcpu, cpu);
+	if (cpu->last_vcpu != vcpu->serial) {
+		cpu->last_vcpu = vcpu->serial;
+		indirect_branch_prediction_barrier();
+	}
+	/* The guest's FPU registers are the caller's thread's: the library loads them before VMM_RUN. */
+	if (test_thread_flag(TIF_NEED_FPU_LOAD))
+		switch_fpu_return();
+	if (debugs)
+		for (i = 0; i < 4; i++)
+			set_debugreg(vcpu->dr[i], i);
+	if (vcpu->tsc_aux != cpu->tsc_aux)
+		wrmsrl(MSR_TSC_AUX, vcpu->tsc_aux);
+	if (host_xss)
+		wrmsrl(MSR_IA32_XSS, 0);
+	if (host_xcr0 && vcpu->xcr0 != host_xcr0)
+		xsetbv(XCR_XFEATURE_ENABLED_MASK, vcpu->xcr0);
+	vmcb->control.clean = 0;
+
+	asm volatile("clgi");
+	vmm_svm_enter(__sme_set(__pa(vmcb)), host, vcpu->area->gpr);
+	asm volatile("stgi");
+	/* An NMI that ended the guest has been served by now. */
+
+	if (host_xcr0 && vcpu->xcr0 != host_xcr0)
+		xsetbv(XCR_XFEATURE_ENABLED_MASK, host_xcr0);
+	if (host_xss)
+		wrmsrl(MSR_IA32_XSS, host_xss);
+	if (vcpu->tsc_aux != cpu->tsc_aux)
+		wrmsrl(MSR_TSC_AUX, cpu->tsc_aux);
+	/* The exit has cleared DR7. */
+	if (hw_breakpoint_active())
+		hw_breakpoint_restore();
+	disown_svm(cpu, &own, host);
+	if (vmcb->control.exit_code == SVM_EXIT_EXCP_BASE + X86_TRAP_MC)
+		asm volatile("int $18"); /* As the CPU would have done outside of a guest. */
+}
+
+/* The event whose delivery the exit came into the middle of is delivered again. */
+static void keep_event(struct vmcb_control_area *control)
+{
+	u32 event = control->exit_int_info;
+	u32 type = event & SVM_EXITINTINFO_TYPE_MASK;
+	u32 vector = event & SVM_EXITINTINFO_VEC_MASK;
+
+	if (control->exit_code == EXIT_INVALID)
+		return; /* It was not looked at. */
+	control->event_inj = 0;
+	/* RIP is still at the instruction that raised it: that is executed again. */
+	if (!(event & SVM_EXITINTINFO_VALID) || type == SVM_EXITINTINFO_TYPE_SOFT ||
+	    (type == SVM_EXITINTINFO_TYPE_EXEPT && (vector == X86_TRAP_BP || vector == X86_TRAP_OF)))
+		return;
+	control->event_inj = event & EVENT_FIELDS;
+	control->event_inj_err = control->exit_int_info_err;
+}
+
+/* True: the guest goes on. */
+static bool handle(struct vmm_vcpu *vcpu)
+{
+	struct vmm_vcpu_area *area = vcpu->area;
+	struct vmcb *vmcb = vcpu->vmcb;
+	int error = 0;
+
+	keep_event(&vmcb->control);
+	switch (vmcb->control.exit_code) {
+	case SVM_EXIT_INTR:
+	case SVM_EXIT_NMI:
+	case SVM_EXIT_SMI:
+	case SVM_EXIT_INIT:
+	case SVM_EXIT_EXCP_BASE + X86_TRAP_MC:
+		return true;
+	case SVM_EXIT_NPF:
+		switch (vmm_map_page(vcpu->vm, vmcb->control.exit_info_2,
+				     vmcb->control.exit_info_1 & X86_PF_WRITE, &error)) {
+		case VMM_FAULT_MAPPED:
+			return true;
+		case VMM_FAULT_NO_SLOT:
+			break;
+		case VMM_FAULT_ERROR:
+			WRITE_ONCE(area->error, -error);
+			WRITE_ONCE(area->exit_kind, VMM_EXIT_MEMORY);
+			return false;
+		}
+		break;
+	default:
+		break;
+	}
+	WRITE_ONCE(area->exit_kind, VMM_EXIT_HARDWARE);
+	return false;
+}
+
+int vmm_svm_run(struct vmm_vcpu *vcpu)
+{
+	struct vmm_vcpu_area *area = vcpu->area;
+	int error;
+
+	WRITE_ONCE(area->exit_kind, VMM_EXIT_NONE);
+	error = load(vcpu);
+	if (error)
+		return error;
+	for (;;) {
+		if (signal_pending(current) || test_thread_flag(TIF_NOTIFY_RESUME)) {
+			error = -EINTR;
+			break;
+		}
+		cond_resched();
+		local_irq_disable();
+		/* From here on a kick and a flush interrupt this CPU; they look at it after what is looked at below. */
+		WRITE_ONCE(vcpu->guest_cpu, smp_processor_id());
+		smp_mb();
+		if (READ_ONCE(area->immediate_exit)) {
+			WRITE_ONCE(vcpu->guest_cpu, -1);
+			local_irq_enable();
+			WRITE_ONCE(area->exit_kind, VMM_EXIT_INTERRUPTED);
+			break;
+		}
+		if (signal_pending(current) || need_resched() || test_thread_flag(TIF_NOTIFY_RESUME)) {
+			WRITE_ONCE(vcpu->guest_cpu, -1);
+			local_irq_enable();
+			continue;
+		}
+		enter(vcpu);
+		smp_mb(); /* The guest is left, then it is said. */
+		WRITE_ONCE(vcpu->guest_cpu, -1);
+		local_irq_enable();
+		area->entries++;
+		if (!handle(vcpu))
+			break;
+	}
+	store(vcpu);
+	return error;
+}
+
+/* ---- vCPUs ---- */
+
+u64 vmm_svm_xcr0(void)
+{
+	return host_xcr0 ? host_xcr0 & (XFEATURE_MASK_FPSSE | XFEATURE_MASK_YMM) : XFEATURE_MASK_FP;
+}
+
+static void init_vmcb(struct vmcb *vmcb)
+{
+	memcpy(vmcb->control.intercepts, mandatory, sizeof(mandatory));
+	vmcb->control.iopm_base_pa = __sme_set(__pa(iopm));
+	vmcb->control.msrpm_base_pa = __sme_set(__pa(msrpm));
+	vmcb->control.int_ctl = V_INTR_MASKING_MASK;
+	vmcb->save.efer = EFER_SVME;
+	vmcb->save.g_pat = 0x0007040600070406ull; /* As after RESET. */
+	vmcb->save.dr6 = DR6_RESERVED;
+	vmcb->save.dr7 = 0x400;
+}
+
+int vmm_svm_create_vcpu(struct vmm_vcpu *vcpu)
+{
+	struct vmcb *vmcb = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
+
+	if (!vmcb)
+		return -ENOMEM;
+	init_vmcb(vmcb);
+	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
+	vcpu->vmcb = vmcb;
+	vcpu->cpu = -1;
+	vcpu->serial = atomic64_inc_return(&serials);
+	vcpu->refused = VMM_DIRTY_ALL;
+	vcpu->area->xcr0 = XFEATURE_MASK_FP;
+	return 0;
+}
+
+void vmm_svm_destroy_vcpu(struct vmm_vcpu *vcpu)
+{
+	free_page((unsigned long)vcpu->vmcb);
+}
+
+u32 vmm_svm_features(void)
+{
+	u32 features = 0;
+
+	if (boot_cpu_has(X86_FEATURE_NRIPS))
+		features |= VMM_FEATURE_NEXT_RIP;
+	if (boot_cpu_has(X86_FEATURE_DECODEASSISTS))
+		features |= VMM_FEATURE_DECODE_ASSISTS;
+	if (boot_cpu_has(X86_FEATURE_PAUSEFILTER))
+		features |= VMM_FEATURE_PAUSE_FILTER;
+	return features;
+}
+
+/* ---- CPUs ---- */
+
+/* On each CPU when the module is loaded, and on those that come later, which are not let on otherwise. */
+static int check_cpu(unsigned int number)
+{
+	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
+	u64 vm_cr;
+
+	if (!boot_cpu_has(X86_FEATURE_SVM) || !(cpuid_ecx(0x80000001) & BIT(2)) ||
+	    !(cpuid_edx(SVM_CPUID_FUNC) & BIT(0)) || cpuid_ebx(SVM_CPUID_FUNC) < 2) {
+		pr_err("CPU %u has no SVM with nested paging\n", number);
+		return -EOPNOTSUPP;
+	}
+	rdmsrl(MSR_VM_CR, vm_cr);
+	if (vm_cr & SVM_VM_CR_SVM_DIS_MASK) {
+		pr_err("CPU %u: the firmware has disabled SVM (VM_CR.SVMDIS)\n", number);
+		return -EPERM;
+	}
+	cpu->tsc_aux = 0;
+	if (boot_cpu_has(X86_FEATURE_RDTSCP))
+		rdmsrl(MSR_TSC_AUX, cpu->tsc_aux);
+	return 0;
+}
+
+/* VM_HSAVE_PA is not to name a page that is freed. */
+static int leave_cpu(unsigned int number)
+{
+	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
+	u64 hsave;
+
+	rdmsrl(MSR_VM_HSAVE_PA, hsave);
+	if (hsave == __sme_set(page_to_phys(cpu->hsave)))
+		wrmsrl(MSR_VM_HSAVE_PA, 0);
+	return 0;
+}
+
+static void free_all(void)
+{
+	int number;
+
+	for_each_possible_cpu(number) {
+		struct vmm_cpu *cpu = per_cpu_ptr(&cpus, number);
+
+		if (cpu->hsave)
+			__free_page(cpu->hsave);
+		if (cpu->host)
+			__free_page(cpu->host);
+	}
+	free_pages((unsigned long)iopm, IOPM_ORDER);
+	free_pages((unsigned long)msrpm, MSRPM_ORDER);
+	free_page((unsigned long)flush_guest);
+}
+
+static int allocate_all(void)
+{
+	int number;
+
+	for_each_possible_cpu(number) {
+		struct vmm_cpu *cpu = per_cpu_ptr(&cpus, number);
+
+		cpu->hsave = alloc_page(GFP_KERNEL | __GFP_ZERO);
+		cpu->host = alloc_page(GFP_KERNEL | __GFP_ZERO);
+		cpu->generation = 1;
+		cpu->next_asid = 1;
+		if (!cpu->hsave || !cpu->host)
+			return -ENOMEM;
+	}
+	iopm = (void *)__get_free_pages(GFP_KERNEL, IOPM_ORDER);
+	msrpm = (void *)__get_free_pages(GFP_KERNEL, MSRPM_ORDER);
+	flush_guest = (void *)get_zeroed_page(GFP_KERNEL);
+	return iopm && msrpm && flush_guest ? 0 : -ENOMEM;
+}
+
+/* Real mode with interrupts enabled and one pending, which is intercepted: not an instruction is executed. */
+static void make_flush_guest(struct vmcb *vmcb)
+{
+	init_vmcb(vmcb);
+	vmcb->control.asid = 1;
+	vmcb->control.tlb_ctl = TLB_CONTROL_FLUSH_ALL_ASID;
+	vmcb->control.intercepts[INTERCEPT_VINTR / 32] |= BIT_IN_WORD(INTERCEPT_VINTR);
+	vmcb->control.int_ctl |= V_IRQ_MASK | V_IGN_TPR_MASK | V_INTR_PRIO_MASK;
+	vmcb->save.cs.attrib = 0x9b;
+	vmcb->save.cs.limit = 0xffff;
+	vmcb->save.ss.attrib = 0x93;
+	vmcb->save.ss.limit = 0xffff;
+	vmcb->save.cr0 = X86_CR0_ET;
+	vmcb->save.rflags = X86_EFLAGS_FIXED | X86_EFLAGS_IF;
+}
+
+int vmm_svm_init(void)
+{
+	static const u32 passed[] = { MSR_IA32_SYSENTER_CS, MSR_IA32_SYSENTER_ESP, MSR_IA32_SYSENTER_EIP, MSR_STAR,
+				      MSR_LSTAR, MSR_CSTAR, MSR_SYSCALL_MASK, MSR_FS_BASE, MSR_GS_BASE,
+				      MSR_KERNEL_GS_BASE };
+	int i, error;
+
+	if (!boot_cpu_has(X86_FEATURE_SVM) || !boot_cpu_has(X86_FEATURE_NPT))
+		return -EOPNOTSUPP;
+	asid_count = cpuid_ebx(SVM_CPUID_FUNC);
+	if (boot_cpu_has(X86_FEATURE_OSXSAVE))
+		host_xcr0 = xgetbv(XCR_XFEATURE_ENABLED_MASK);
+	if (boot_cpu_has(X86_FEATURE_XSAVES))
+		rdmsrl(MSR_IA32_XSS, host_xss);
+	error = allocate_all();
+	if (error)
+		goto fail;
+	memset(iopm, 0xff, PAGE_SIZE << IOPM_ORDER);
+	memset(msrpm, 0xff, PAGE_SIZE << MSRPM_ORDER);
+	for (i = 0; i < ARRAY_SIZE(passed); i++)
+		pass_msr(passed[i]);
+	make_flush_guest(flush_guest);
+	error = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "virt/vmm:online", check_cpu, leave_cpu);
+	if (error < 0)
+		goto fail;
+	hotplug_state = error;
+	return 0;
+fail:
+	free_all();
+	return error;
+}
+
+void vmm_svm_exit(void)
+{
+	cpuhp_remove_state(hotplug_state);
+	free_all();
+}

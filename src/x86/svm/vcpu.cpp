@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/svm/vcpu.hpp"
+
+#include <cerrno>
+#include <utility>
+
+namespace vmm::x86::svm {
+namespace {
+
+constexpr std::uint64_t rflags_if = Rflags::IF.mask;
+
+}  // namespace
+
+Result<std::unique_ptr<EngineVcpu>> SvmVcpu::create(std::shared_ptr<SvmVm> vm,
+                                                    VcpuHost& host,
+                                                    std::uint32_t id)
+{
+    vmm_create wanted{};
+    wanted.argument = id;
+    VMM_TRY(const int raw, call_helper(vm->fd(), VMM_CREATE_VCPU, "VMM_CREATE_VCPU", wanted));
+    UniqueFd fd{raw};
+    VMM_TRY(VcpuArea area, VcpuArea::map(fd));
+    return std::unique_ptr<EngineVcpu>{
+        std::make_unique<SvmVcpu>(std::move(vm), host, std::move(fd), std::move(area))};
+}
+
+SvmVcpu::SvmVcpu(std::shared_ptr<SvmVm> vm, VcpuHost& host, UniqueFd fd, VcpuArea area)
+    : vm_{std::move(vm)},
+      host_{host},
+      fd_{std::move(fd)},
+      area_{std::move(area)},
+      emulator_{vm_->emulator().create_emulator(host)},
+      state_{emulator_->state()}
+{
+}
+
+Result<void> SvmVcpu::set_cpuid(Cpuid cpuid)
+{
+    return emulator_->set_cpuid(std::move(cpuid));
+}
+
+Result<void> SvmVcpu::set_guest_debug(const GuestDebug& debug)
+{
+    VMM_TRY_VOID(emulator_->set_guest_debug(debug));
+    debugger_ = debug;
+    return success;
+}
+
+bool SvmVcpu::has_msr(std::uint32_t /*index*/) const noexcept
+{
+    return false;
+}
+
+bool SvmVcpu::read_msr(std::uint32_t /*index*/, std::uint64_t& /*value*/) noexcept
+{
+    return false;
+}
+
+bool SvmVcpu::write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) noexcept
+{
+    return false;
+}
+
+bool SvmVcpu::translate(std::uint64_t linear, std::uint64_t& gpa) noexcept
+{
+    static_cast<void>(state(StateGroup::All));
+    emulator_->state_changed();
+    return emulator_->translate(linear, gpa);
+}
+
+std::vector<std::pair<std::string_view, std::uint64_t>> SvmVcpu::counters() const
+{
+    return {{"guest_entries", area_->entries}, {"emulated", emulated_}};
+}
+
+// --- Kicks.  The helper looks at `immediate_exit` after it has set `running`, and after it has
+// told itself which CPU to interrupt.
+
+void SvmVcpu::request_exit() noexcept
+{
+    emulator_->request_exit();
+    __atomic_store_n(&area_->immediate_exit, 1U, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&area_->running, __ATOMIC_SEQ_CST) != 0U) {
+        const int error = errno;
+        static_cast<void>(helper_ioctl(fd_.get(), VMM_KICK, nullptr));
+        errno = error;
+    }
+}
+
+bool SvmVcpu::take_request() noexcept
+{
+    return __atomic_load_n(&area_->immediate_exit, __ATOMIC_SEQ_CST) != 0U &&
+           __atomic_exchange_n(&area_->immediate_exit, 0U, __ATOMIC_SEQ_CST) != 0U;
+}
+
+// --- Running.
+
+const EngineExit& SvmVcpu::leave(EngineExit::Reason reason) noexcept
+{
+    exit_ = EngineExit{};
+    exit_.reason = reason;
+    return exit_;
+}
+
+const EngineExit* SvmVcpu::fail_entry(std::uint64_t reason) noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::EntryFailure));
+    exit_.hardware_reason = reason;
+    return &exit_;
+}
+
+/// What hardware has no means for, or a debugger wants to watch.
+bool SvmVcpu::must_emulate() const noexcept
+{
+    const bool software_event =
+        state_.inject && state_.inject->kind >= EventKind::SoftwareInterrupt;
+    const bool shadow = state_.sti_shadow || state_.mov_ss_shadow;
+    return software_event || state_.pending_debug != 0 ||
+           (state_.nmi_window_requested && !state_.nmi_blocked && shadow);
+}
+
+/// A window that the core waits for and that is open.
+const EngineExit* SvmVcpu::open_window() noexcept
+{
+    if (state_.inject || state_.pending_debug != 0 || state_.sti_shadow || state_.mov_ss_shadow) {
+        return nullptr;
+    }
+    if (state_.nmi_window_requested && !state_.nmi_blocked) {
+        return &leave(EngineExit::Reason::NmiWindow);
+    }
+    if (state_.irq_window_requested && (state_.rflags & rflags_if) != 0) {
+        return &leave(EngineExit::Reason::IrqWindow);
+    }
+    return nullptr;
+}
+
+const EngineExit& SvmVcpu::enter() noexcept
+{
+    if (std::exchange(exit_left_, false)) {
+        return *left_;
+    }
+    // The rest of an instruction comes first.
+    if (const EngineExit* exit = emulator_->complete()) {
+        return *exit;
+    }
+    for (;;) {
+        if (take_request()) {
+            return leave(EngineExit::Reason::Interrupted);
+        }
+        if (debugger_ != GuestDebug{}) {
+            // Watched, a guest runs on the interpreter.
+            static_cast<void>(state(StateGroup::All));
+            changed_ = StateGroup::All;
+            emulator_->state_changed();
+            area_->dirty |= VMM_DIRTY_TLB;
+            return emulator_->enter();
+        }
+        static_cast<void>(state(StateGroup::Registers));
+        const EngineExit* exit = open_window();
+        if (exit == nullptr) {
+            exit = must_emulate() ? emulate() : run_hardware();
+        }
+        if (exit != nullptr) {
+            return *exit;
+        }
+    }
+}
+
+bool SvmVcpu::complete_pending() noexcept
+{
+    if (!exit_left_) {
+        left_ = emulator_->complete();
+        exit_left_ = left_ != nullptr;
+    }
+    return !exit_left_;
+}
+
+/// One instruction, or the delivery of one event.
+const EngineExit* SvmVcpu::emulate() noexcept
+{
+    static_cast<void>(state(StateGroup::All));
+    ++emulated_;
+    changed_ = StateGroup::All;
+    return emulator_->step();
+}
+
+const EngineExit* SvmVcpu::run_hardware() noexcept
+{
+    store();
+    const int result = run_guest(fd_.get(), fpu_);
+    if (result != 0 && result != -EINTR) {
+        // With EINVAL the helper says what it refused.
+        return fail_entry(area_->reason != VMM_REASON_NONE ? area_->reason
+                                                           : static_cast<std::uint64_t>(-result));
+    }
+    current_ = StateGroup::None;
+    changed_ = StateGroup::None;
+    switch (area_->exit_kind) {
+    case VMM_EXIT_MEMORY: return fail_entry(area_->error);
+    case VMM_EXIT_HARDWARE: return result == 0 ? handle_exit() : nullptr;
+    default: return nullptr;  // A signal, or a kick, which the loop looks at.
+    }
+}
+
+/// A fault that was intercepted for the host's sake is the guest's all the same.
+const EngineExit* SvmVcpu::reflect(Vector vector) noexcept
+{
+    Event event{EventKind::HardwareException, static_cast<std::uint8_t>(vector)};
+    event.has_error_code = vector == Vector::AC;
+    state(StateGroup::Registers).inject = event;
+    return nullptr;
+}
+
+const EngineExit* SvmVcpu::handle_exit() noexcept
+{
+    switch (const ExitCode code{area_->svm.exit_code}) {
+    case ExitCode::Shutdown: return &leave(EngineExit::Reason::Shutdown);
+    case ExitCode::DebugException: return reflect(Vector::DB);
+    case ExitCode::AlignmentCheck: return reflect(Vector::AC);
+    case ExitCode::VirtualInterrupt: return nullptr;  // The window is open: the loop sees it.
+    case ExitCode::NestedPageFault: return emulate();
+    case ExitCode::WriteCr8: {
+        // An interrupt may have become deliverable.
+        const EngineExit* const exit = emulate();
+        return exit != nullptr ? exit : &leave(EngineExit::Reason::Interrupted);
+    }
+    case ExitCode::FerrFreeze:
+    case ExitCode::Invalid: return fail_entry(area_->svm.exit_code);
+    default:
+        if (code >= ExitCode::FirstInstruction && code <= ExitCode::LastInstruction) {
+            return emulate();
+        }
+        return fail_entry(area_->svm.exit_code);
+    }
+}
+
+}  // namespace vmm::x86::svm

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The VMCB's fields by name.  The numbers are those of APM Vol. 2 "Layout of VMCB" and "SVM
+/// Intercept Exit Codes"; the fields lie where `vmm_svm` has them.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "vmm/register.hpp"
+#include "vmm/x86/state.hpp"
+#include "x86/helper/helper_abi.h"
+
+namespace vmm::x86::svm {
+
+/// An intercept by its bit: 32 bits a word, from offset 0 of the VMCB.
+enum class Intercept : std::uint8_t {
+    ReadCr0 = 0,
+    WriteCr0 = 16,
+    WriteCr4 = 20,
+    WriteCr8 = 24,
+    Interrupt = 96,
+    VirtualInterrupt = 100,
+    SelectiveCr0Write = 101,
+    Cpuid = 114,
+    Iret = 116,
+    Pause = 119,
+    Hlt = 120,
+    TaskSwitch = 125,
+    Vmmcall = 129,
+    Invpcid = 162,
+};
+
+/// Words of intercepts.
+class Intercepts {
+public:
+    static constexpr std::size_t word_count = 6;
+
+    constexpr Intercepts& add(Intercept one) noexcept
+    {
+        const auto bit = static_cast<unsigned>(one);
+        words_.at(bit / 32U) |= 1U << (bit % 32U);
+        return *this;
+    }
+    /// MOV to and from DR0 to DR7.
+    constexpr Intercepts& add_debug_registers() noexcept
+    {
+        words_[1] |= 0x00ff'00ffU;
+        return *this;
+    }
+    [[nodiscard]] constexpr const std::array<std::uint32_t, word_count>& words() const noexcept
+    {
+        return words_;
+    }
+
+private:
+    std::array<std::uint32_t, word_count> words_{};
+};
+
+/// EXITCODE.
+enum class ExitCode : std::uint64_t {
+    WriteCr8 = 0x18,
+    DebugException = 0x41,
+    AlignmentCheck = 0x51,
+    VirtualInterrupt = 0x64,
+    Iret = 0x74,
+    Shutdown = 0x7f,
+    Hlt = 0x78,
+    Cpuid = 0x72,
+    Port = 0x7b,
+    Msr = 0x7c,
+    Vmmcall = 0x81,
+    FerrFreeze = 0x7e,
+    /// What the emulator carries out, from the first to the last of them.
+    FirstInstruction = 0x00,
+    LastInstruction = 0xa4,
+    NestedPageFault = 0x400,
+    Invalid = ~std::uint64_t{0},
+};
+
+/// EVENTINJ and EXITINTINFO.
+class EventField final : public Register<EventField> {
+public:
+    using Register::Register;
+
+    static constexpr Field<EventField, 7, 0> vector{};
+    static constexpr Field<EventField, 10, 8> type{};
+    static constexpr Field<EventField, 11> has_error_code{};
+    static constexpr Field<EventField, 31> valid{};
+
+    static constexpr std::uint64_t external_interrupt = 0;
+    static constexpr std::uint64_t nmi = 2;
+    static constexpr std::uint64_t exception = 3;
+    static constexpr std::uint64_t software_interrupt = 4;
+};
+
+/// Offset 60h of the VMCB, as far as it is the caller's.
+class InterruptControl final : public Register<InterruptControl> {
+public:
+    using Register::Register;
+
+    static constexpr Field<InterruptControl, 3, 0> tpr{};
+    static constexpr Field<InterruptControl, 8> irq{};
+    static constexpr Field<InterruptControl, 19, 16> priority{};
+    static constexpr Field<InterruptControl, 20> ignore_tpr{};
+};
+
+/// INTERRUPT_SHADOW.
+inline constexpr std::uint32_t interrupt_shadow = 1;
+
+/// A segment's attributes: descriptor bits 55:52 behind 47:40.
+class SegmentAttributes final : public Register<SegmentAttributes> {
+public:
+    using Register::Register;
+
+    static constexpr Field<SegmentAttributes, 3, 0> type{};
+    static constexpr Field<SegmentAttributes, 4> s{};
+    static constexpr Field<SegmentAttributes, 6, 5> dpl{};
+    static constexpr Field<SegmentAttributes, 7> present{};
+    static constexpr Field<SegmentAttributes, 8> avl{};
+    static constexpr Field<SegmentAttributes, 9> l{};
+    static constexpr Field<SegmentAttributes, 10> db{};
+    static constexpr Field<SegmentAttributes, 11> g{};
+};
+
+[[nodiscard]] vmm_segment to_vmcb(const Segment& segment) noexcept;
+[[nodiscard]] vmm_segment to_vmcb(const DescriptorTable& table) noexcept;
+[[nodiscard]] Segment segment_of(const vmm_segment& field) noexcept;
+[[nodiscard]] DescriptorTable table_of(const vmm_segment& field) noexcept;
+
+}  // namespace vmm::x86::svm
