@@ -30,12 +30,16 @@
 #define VMM_REASON_GUEST_ADDRESS 9	  /* Wraps, or lies beyond the CPU's physical addresses. */
 #define VMM_REASON_HOST_ADDRESS 10	  /* Wraps, or is no user address. */
 #define VMM_REASON_OVERLAP 11		  /* Two regions at one guest-physical address. */
-#define VMM_REASON_INTERCEPTS 12	  /* Bits that stand for no intercept. */
+#define VMM_REASON_INTERCEPTS 12	/* Bits that stand for no intercept. */
 #define VMM_REASON_INTERRUPT_CONTROL 13 /* Of int_ctl, int_vector, int_state: bits that are not the caller's. */
-#define VMM_REASON_EVENT 14		  /* event_inj is no event. */
+#define VMM_REASON_EVENT 14		/* event_inj is no event. */
 #define VMM_REASON_EFER 15
-#define VMM_REASON_CR4 16
-#define VMM_REASON_XCR0 17
+#define VMM_REASON_CR0 16
+#define VMM_REASON_CR3 17
+#define VMM_REASON_CR4 18
+#define VMM_REASON_LONG_MODE 19 /* EFER.LME, CR0, CR4.PAE, CS.L and CS.D together. */
+#define VMM_REASON_DEBUG 20	/* DR6 or DR7 beyond 32 bits. */
+#define VMM_REASON_XCR0 21
 
 /* ---- The device ---- */
 

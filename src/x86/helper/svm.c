@@ -81,11 +81,18 @@ static const u32 known[6] = { ~0u, ~0u, ~0u, ~0u, 0x7fff, 0x1f };
 
 #define CALLERS_INT_CTL (V_TPR_MASK | V_IRQ_INJECTION_BITS_MASK)
 #define GUEST_EFER (EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_FFXSR)
+
 /* Without PKE, whose register is the caller's; LA57, which NPT takes from the host; and what came later. */
-#define GUEST_CR4                                                                                                \
-	(X86_CR4_VME | X86_CR4_PVI | X86_CR4_TSD | X86_CR4_DE | X86_CR4_PSE | X86_CR4_PAE | X86_CR4_MCE |        \
-	 X86_CR4_PGE | X86_CR4_PCE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_UMIP | X86_CR4_FSGSBASE |     \
-	 X86_CR4_PCIDE | X86_CR4_OSXSAVE | X86_CR4_SMEP | X86_CR4_SMAP)
+static u64 guest_cr4(void)
+{
+	return X86_CR4_VME | X86_CR4_PVI | X86_CR4_TSD | X86_CR4_DE | X86_CR4_PSE | X86_CR4_PAE | X86_CR4_MCE |
+	       X86_CR4_PGE | X86_CR4_PCE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT |
+	       (boot_cpu_has(X86_FEATURE_UMIP) ? X86_CR4_UMIP : 0) |
+	       (boot_cpu_has(X86_FEATURE_FSGSBASE) ? X86_CR4_FSGSBASE : 0) |
+	       (boot_cpu_has(X86_FEATURE_PCID) ? X86_CR4_PCIDE : 0) | (host_xcr0 ? X86_CR4_OSXSAVE : 0) |
+	       (boot_cpu_has(X86_FEATURE_SMEP) ? X86_CR4_SMEP : 0) |
+	       (boot_cpu_has(X86_FEATURE_SMAP) ? X86_CR4_SMAP : 0);
+}
 
 static void pass_msr(u32 index)
 {
@@ -136,8 +143,12 @@ static int load_events(struct vmcb_control_area *to, const struct vmm_vcpu_area 
 	if (event & SVM_EVTINJ_VALID) {
 		u32 type = event & SVM_EVTINJ_TYPE_MASK;
 
-		if (event & ~EVENT_FIELDS || (type != SVM_EVTINJ_TYPE_INTR && type != SVM_EVTINJ_TYPE_NMI &&
-					      type != SVM_EVTINJ_TYPE_EXEPT && type != SVM_EVTINJ_TYPE_SOFT)) {
+		u32 number = event & SVM_EVTINJ_VEC_MASK;
+
+		if (event & ~EVENT_FIELDS ||
+		    (type != SVM_EVTINJ_TYPE_INTR && type != SVM_EVTINJ_TYPE_NMI && type != SVM_EVTINJ_TYPE_EXEPT &&
+		     type != SVM_EVTINJ_TYPE_SOFT) ||
+		    (type == SVM_EVTINJ_TYPE_EXEPT && (number == X86_TRAP_NMI || number > 31))) {
 			*reason = VMM_REASON_EVENT;
 			return -EINVAL;
 		}
@@ -165,24 +176,26 @@ static void load_segments(struct vmcb_save_area *to, const struct vmm_svm *from)
 	to->cpl = (to->ss.attrib >> 5) & 3;
 }
 
-static int load_system(struct vmcb_save_area *to, const struct vmm_svm *from, u32 *reason)
+/* APM Vol. 2 "Canonicalization and Consistency Checks", so that the caller hears which; on what is in the VMCB. */
+static u32 check_system(const struct vmcb_save_area *save)
 {
-	u64 efer = READ_ONCE(from->efer), cr4 = READ_ONCE(from->cr4);
+	bool long_mode = save->efer & EFER_LME && save->cr0 & X86_CR0_PG;
 
-	if (efer & ~(u64)GUEST_EFER) {
-		*reason = VMM_REASON_EFER;
-		return -EINVAL;
-	}
-	if (cr4 & ~(u64)GUEST_CR4) {
-		*reason = VMM_REASON_CR4;
-		return -EINVAL;
-	}
-	to->efer = efer | EFER_SVME;
-	to->cr0 = READ_ONCE(from->cr0);
-	to->cr2 = READ_ONCE(from->cr2);
-	to->cr3 = READ_ONCE(from->cr3);
-	to->cr4 = cr4;
-	return 0;
+	if ((save->efer ^ EFER_SVME) & ~(u64)GUEST_EFER)
+		return VMM_REASON_EFER;
+	if (save->cr0 >> 32 || (save->cr0 & X86_CR0_NW && !(save->cr0 & X86_CR0_CD)) ||
+	    (save->cr0 & X86_CR0_PG && !(save->cr0 & X86_CR0_PE)))
+		return VMM_REASON_CR0;
+	if (save->cr3 >> boot_cpu_data.x86_phys_bits)
+		return VMM_REASON_CR3;
+	if (save->cr4 & ~guest_cr4())
+		return VMM_REASON_CR4;
+	if (long_mode && (!(save->cr4 & X86_CR4_PAE) ||
+			  (save->cs.attrib & SVM_SELECTOR_L_MASK && save->cs.attrib & SVM_SELECTOR_DB_MASK)))
+		return VMM_REASON_LONG_MODE;
+	if (save->dr6 >> 32 || save->dr7 >> 32)
+		return VMM_REASON_DEBUG;
+	return VMM_REASON_NONE;
 }
 
 static int load(struct vmm_vcpu *vcpu)
@@ -201,8 +214,23 @@ static int load(struct vmm_vcpu *vcpu)
 		error = load_controls(&vmcb->control, area, &reason);
 	if (!error)
 		error = load_events(&vmcb->control, area, &reason);
-	if (!error && dirty & VMM_DIRTY_SYSTEM)
-		error = load_system(&vmcb->save, from, &reason);
+	if (dirty & VMM_DIRTY_SEGMENTS)
+		load_segments(&vmcb->save, from);
+	if (dirty & VMM_DIRTY_SYSTEM) {
+		vmcb->save.efer = READ_ONCE(from->efer) ^ EFER_SVME; /* It must be clear. */
+		vmcb->save.cr0 = READ_ONCE(from->cr0);
+		vmcb->save.cr2 = READ_ONCE(from->cr2);
+		vmcb->save.cr3 = READ_ONCE(from->cr3);
+		vmcb->save.cr4 = READ_ONCE(from->cr4);
+	}
+	if (dirty & VMM_DIRTY_DEBUG) {
+		vmcb->save.dr6 = READ_ONCE(from->dr6);
+		vmcb->save.dr7 = READ_ONCE(from->dr7);
+	}
+	if (!error && dirty) {
+		reason = check_system(&vmcb->save);
+		error = reason ? -EINVAL : 0;
+	}
 	if (!error && (!(xcr0 & XFEATURE_MASK_FP) || xcr0 & ~vmm_svm_xcr0() ||
 		       (xcr0 & XFEATURE_MASK_YMM && !(xcr0 & XFEATURE_MASK_SSE)))) {
 		reason = VMM_REASON_XCR0;
@@ -217,12 +245,6 @@ static int load(struct vmm_vcpu *vcpu)
 	vcpu->tsc_aux = READ_ONCE(area->tsc_aux);
 	if (dirty & VMM_DIRTY_TLB)
 		vcpu->generation = 0;
-	if (dirty & VMM_DIRTY_SEGMENTS)
-		load_segments(&vmcb->save, from);
-	if (dirty & VMM_DIRTY_DEBUG) {
-		vmcb->save.dr6 = READ_ONCE(from->dr6);
-		vmcb->save.dr7 = READ_ONCE(from->dr7);
-	}
 	for (i = 0; i < 4; i++)
 		vcpu->dr[i] = READ_ONCE(area->dr[i]);
 	if (dirty & VMM_DIRTY_MSRS) {

@@ -49,7 +49,11 @@ const char* describe_reason(std::uint32_t reason) noexcept
         "the interrupt controls have reserved bits set",
         "the event to inject is none",
         "EFER has a bit set that a guest may not have",
-        "CR4 has a bit set that a guest may not have",
+        "CR0 has a bit in 63:32, PG without PE, or NW without CD",
+        "CR3 lies beyond the CPU's physical addresses",
+        "CR4 has a bit set that a guest may not have, or that this CPU lacks",
+        "long mode needs CR4.PAE, and CS.L excludes CS.D",
+        "DR6 or DR7 has a bit in 63:32",
         "XCR0 enables what the host's does not",
     };
     static_assert(sentences.size() == VMM_REASON_XCR0 + 1);

@@ -30,14 +30,14 @@ Machine::Machine(const KvmOptions& options)
     offer_.smep = cpuid.has(x86::feature::smep);
     offer_.smap = cpuid.has(x86::feature::smap);
     offer_.umip = cpuid.has(x86::feature::umip);
-    if (options.lockstep == Engine::Kvm) {
+    if (options.lockstep != Engine::Soft) {
         trust_judge();
     }
 }
 
 Machine::~Machine() = default;
 
-/// What the KVM that judges cannot be asked, and why.
+/// What the engine that judges cannot be asked, and why.
 void Machine::trust_judge()
 {
     for (const EngineReport& report : probe_engines()) {
@@ -51,7 +51,7 @@ void Machine::trust_judge()
     }
     const char* const judge = std::getenv("VMM_SYSTEM_JUDGE");  // NOLINT(concurrency-mt-unsafe)
     if (judge != nullptr && std::string_view{judge} == "qemu") {
-        // kvm_amd in QEMU's machine: its CPU checks no segment limits, leaves accessed bits alone,
+        // QEMU's machine with SVM: its CPU checks no segment limits, leaves accessed bits alone,
         // does not arm DR7 at VMRUN, and ends the machine ("invalid tss type") when user code of a
         // 32-bit guest is interrupted.
         offer_.modes = 0x31;

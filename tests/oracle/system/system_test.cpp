@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a CPU does beyond its instructions' results: generated guests run on `soft` and on `kvm` in
-// lockstep, with KVM as the judge; and on `soft` with and without its translator.
+// What a CPU does beyond its instructions' results: generated guests run on `soft` and on `kvm` or
+// `svm` in lockstep, with hardware as the judge; and on `soft` with and without its translator.
 //
 //     VMM_SYSTEM_GUESTS=100000 VMM_SYSTEM_SEED=1 vmm_system_tests
 //
@@ -38,7 +38,7 @@ std::string describe(std::uint64_t seed, const Guest& guest, const std::string& 
     return out + report;
 }
 
-enum class Judge { Equal, Kvm };
+enum class Judge { Equal, Hardware };
 
 /// Runs generated guests; a difference is a failure, but for those of which it is known that KVM is
 /// wrong.
@@ -64,7 +64,7 @@ void compare_guests(Machine& machine, Judge judge, std::uint64_t count)
         const Guest reduced = reduce(machine, guest);
         const Outcome again = machine.run(reduced);
         if (const std::string why = explanation(reduced, again.report);
-            judge == Judge::Kvm && !why.empty()) {
+            judge == Judge::Hardware && !why.empty()) {
             ++explained[why];
             continue;
         }
@@ -101,7 +101,16 @@ TEST(SystemOracle, SoftDoesWhatKvmDoes)
             << "this KVM has no hardware behind it; VMM_SYSTEM_GUESTS=400 compares all the same";
     }
     Machine machine{{.engine = Engine::Soft, .lockstep = Engine::Kvm}};
-    compare_guests(machine, Judge::Kvm, test::effort("VMM_SYSTEM_GUESTS", 400));
+    compare_guests(machine, Judge::Hardware, test::effort("VMM_SYSTEM_GUESTS", 400));
+}
+
+TEST(SystemOracle, SoftDoesWhatSvmDoes)
+{
+    if (const auto kvm = Kvm::open({.engine = Engine::Svm}); !kvm) {
+        GTEST_SKIP() << kvm.error().message();
+    }
+    Machine machine{{.engine = Engine::Soft, .lockstep = Engine::Svm}};
+    compare_guests(machine, Judge::Hardware, test::effort("VMM_SYSTEM_GUESTS", 400));
 }
 
 }  // namespace
