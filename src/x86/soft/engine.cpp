@@ -81,8 +81,8 @@ public:
 
     const EngineExit* step() noexcept override
     {
-        // What else runs this guest changes code and page tables without a word.
-        cpu_.blocks->clear();
+        // What else runs this guest changes code and page tables without a word: no translation is
+        // kept, and with the next one of a page its code is compared with what was decoded.
         cpu_.state_changed();
         start();
         const bool done = loop_.run_one();

@@ -2,7 +2,10 @@
 
 #include "x86/svm/vcpu.hpp"
 
+#include <algorithm>
 #include <cerrno>
+#include <cstring>
+#include <span>
 #include <utility>
 
 namespace vmm::x86::svm {
@@ -141,6 +144,7 @@ const EngineExit& SvmVcpu::enter() noexcept
         return *left_;
     }
     // The rest of an instruction comes first.
+    complete_port_read();
     if (const EngineExit* exit = emulator_->complete()) {
         return *exit;
     }
@@ -169,11 +173,78 @@ const EngineExit& SvmVcpu::enter() noexcept
 
 bool SvmVcpu::complete_pending() noexcept
 {
+    complete_port_read();
     if (!exit_left_) {
         left_ = emulator_->complete();
         exit_left_ = left_ != nullptr;
     }
     return !exit_left_;
+}
+
+void SvmVcpu::move_past_instruction(std::uint64_t next) noexcept
+{
+    state_.rip = next;
+    state_.rflags &= ~Rflags::RF.mask;
+    state_.sti_shadow = state_.mov_ss_shadow = false;
+}
+
+/// IN and OUT, the most frequent exits, without the emulator.  The CPU has checked the permission.
+const EngineExit* SvmVcpu::handle_port() noexcept
+{
+    using I = PortInfo;
+    const I info{area_->svm.exit_info_1};
+    constexpr StateGroup groups = StateGroup::Registers | StateGroup::Debug;
+    const CpuState& cpu = state(groups);
+    const bool is_watched =
+        (cpu.rflags & Rflags::TF.mask) != 0 || (cpu.dr7 & Dr7::enables.mask) != 0;
+    const std::uint64_t size = info.get(I::size);
+    if (info.get(I::string) || is_watched || size == 0 || size > port_data_.size()) {
+        return emulate();
+    }
+    const Port port{static_cast<std::uint16_t>(info.get(I::port))};
+    const std::span<std::byte> data = std::span{port_data_}.first(size);
+    const bool is_input = info.get(I::input);
+    port_read_ = PortRead{cpu.rip, area_->svm.exit_info_2, size};
+    if (is_input) {
+        if (host_.port_read(port, data)) {
+            complete_port_read();
+            return nullptr;
+        }
+        static_cast<void>(leave(EngineExit::Reason::PortRead));
+        std::fill(data.begin(), data.end(), std::byte{0xff});
+    } else {
+        port_read_.reset();
+        std::memcpy(data.data(), state_.gpr.data(), size);
+        move_past_instruction(area_->svm.exit_info_2);
+        if (host_.port_write(port, data)) {
+            return nullptr;
+        }
+        static_cast<void>(leave(EngineExit::Reason::PortWrite));
+    }
+    exit_.port = port.value();
+    exit_.size = static_cast<std::uint8_t>(size);
+    exit_.count = 1;
+    exit_.data = data;
+    return &exit_;
+}
+
+/// Not where the VMM has set other registers meanwhile.
+void SvmVcpu::complete_port_read() noexcept
+{
+    if (!port_read_) {
+        return;
+    }
+    const PortRead read = *port_read_;
+    port_read_.reset();
+    if (state(StateGroup::Registers).rip != read.rip) {
+        return;
+    }
+    constexpr std::size_t clears_upper_half = 4;
+    if (read.size == clears_upper_half) {
+        state_.gpr[Rax] = 0;
+    }
+    std::memcpy(state_.gpr.data(), port_data_.data(), read.size);
+    move_past_instruction(read.next);
 }
 
 /// One instruction, or the delivery of one event.
@@ -219,6 +290,7 @@ const EngineExit* SvmVcpu::handle_exit() noexcept
     case ExitCode::DebugException: return reflect(Vector::DB);
     case ExitCode::AlignmentCheck: return reflect(Vector::AC);
     case ExitCode::VirtualInterrupt: return nullptr;  // The window is open: the loop sees it.
+    case ExitCode::Port: return handle_port();
     case ExitCode::NestedPageFault: return emulate();
     case ExitCode::WriteCr8: {
         // An interrupt may have become deliverable.

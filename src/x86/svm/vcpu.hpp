@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -61,6 +62,9 @@ private:
     /// Null: the guest goes on.
     const EngineExit* run_hardware() noexcept;
     const EngineExit* handle_exit() noexcept;
+    const EngineExit* handle_port() noexcept;
+    void complete_port_read() noexcept;
+    void move_past_instruction(std::uint64_t next) noexcept;
     const EngineExit* emulate() noexcept;
     const EngineExit* reflect(Vector vector) noexcept;
     [[nodiscard]] bool take_request() noexcept;
@@ -83,6 +87,14 @@ private:
     std::optional<Event> held_event_;      ///< The event that the area holds for injection.
     std::uint64_t hidden_cr0_{};           ///< Bits of CR0 that the hardware is not shown.
     std::array<std::uint32_t, Intercepts::word_count> intercepts_{};
+    /// An IN that left, with the RIP that it left at and the one behind it.
+    struct PortRead {
+        std::uint64_t rip{};
+        std::uint64_t next{};
+        std::size_t size{};
+    };
+    std::optional<PortRead> port_read_;
+    std::array<std::byte, 4> port_data_{};
     bool exit_left_{};  ///< `complete_pending()` has met an exit for the next `enter()`.
     const EngineExit* left_{};
     std::uint64_t emulated_{};

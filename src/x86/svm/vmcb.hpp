@@ -107,6 +107,17 @@ public:
     static constexpr Field<InterruptControl, 20> ignore_tpr{};
 };
 
+/// EXITINFO1 of an access to a port.
+class PortInfo final : public Register<PortInfo> {
+public:
+    using Register::Register;
+
+    static constexpr Field<PortInfo, 0> input{};
+    static constexpr Field<PortInfo, 2> string{};
+    static constexpr Field<PortInfo, 6, 4> size{};  ///< In bytes: 1, 2 or 4.
+    static constexpr Field<PortInfo, 31, 16> port{};
+};
+
 /// INTERRUPT_SHADOW.
 inline constexpr std::uint32_t interrupt_shadow = 1;
 
