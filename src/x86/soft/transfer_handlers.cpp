@@ -159,11 +159,11 @@ const Op* into(Cpu& cpu, const Op* op)
 /// that sets it traps before the first instruction of user code.
 void trap_by_new_flags(Cpu& cpu) noexcept
 {
-    constexpr std::uint64_t dr6_bs = 1U << 14U;
+    constexpr std::uint64_t single_step_bit = 1U << 14U;
     const bool traps = Rflags{cpu.rflags}.get(Rflags::TF);
     cpu.no_step_trap = !traps && !cpu.debugger.single_step;
     if (traps) {
-        cpu.pending_debug |= dr6_bs;
+        cpu.pending_debug |= single_step_bit;
     }
 }
 
