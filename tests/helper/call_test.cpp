@@ -97,6 +97,7 @@ TEST_F(HelperCall, StateThatAGuestMayNotHaveIsRefusedAndStaysDirty)
         EXPECT_EQ(c.area->entries, entries);
     };
     refused(VMM_REASON_INTERCEPTS, [](auto& a) { a.svm.intercepts[4] = 1U << 15U; });
+    refused(VMM_REASON_OPTIONS, [](auto& a) { a.svm.options = 2; });
     refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& a) { a.svm.int_ctl = 1U << 31U; });
     refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& a) { a.svm.int_vector = 0x100; });
     refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& a) { a.svm.int_state = 2; });

@@ -106,7 +106,7 @@ public:
             word = 0;
         }
         svm.intercepts[3] = 1U << 24U;
-        svm.int_ctl = svm.int_vector = svm.int_state = svm.event_inj = 0;
+        svm.options = svm.int_ctl = svm.int_vector = svm.int_state = svm.event_inj = 0;
         area->rip = code_at;
         area->rflags = 2;
         area->xcr0 = 1;

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* Both sides must have the same.  Any change of what is below is a new one. */
-#define VMM_ABI_VERSION 1
+#define VMM_ABI_VERSION 2
 
 #define VMM_DEVICE "vmm" /* /dev/vmm */
 
@@ -40,6 +40,7 @@
 #define VMM_REASON_LONG_MODE 19 /* EFER.LME, CR0, CR4.PAE, CS.L and CS.D together. */
 #define VMM_REASON_DEBUG 20	/* DR6 or DR7 beyond 32 bits. */
 #define VMM_REASON_XCR0 21
+#define VMM_REASON_OPTIONS 22
 
 /* ---- The device ---- */
 
@@ -113,6 +114,8 @@ struct vmm_segment {
 	__u64 base;
 };
 
+#define VMM_SVM_INTERCEPT_ALL_MSRS (1u << 0) /* Those too that VMLOAD and VMSAVE switch. */
+
 /*
  * AMD.  The names are those of APM Vol. 2 "Layout of VMCB".
  */
@@ -135,8 +138,8 @@ struct vmm_svm {
 	__u64 next_rip;
 	__u8 insn_len;
 	__u8 insn_bytes[15];
-	__u32 cpl; /* Out only: an entry takes SS.DPL. */
-	__u32 reserved;
+	__u32 cpl;     /* Out only: an entry takes SS.DPL. */
+	__u32 options; /* Request: VMM_SVM_*. */
 
 	/* 0x070: state. */
 	struct vmm_segment es;
@@ -224,6 +227,7 @@ VMM_ABI_ASSERT(sizeof(struct vmm_segment) == 0x10);
 VMM_ABI_AT(vmm_svm, int_vector, 0x20);
 VMM_ABI_AT(vmm_svm, exit_code, 0x30);
 VMM_ABI_AT(vmm_svm, next_rip, 0x50);
+VMM_ABI_AT(vmm_svm, options, 0x6c);
 VMM_ABI_AT(vmm_svm, es, 0x70);
 VMM_ABI_AT(vmm_svm, efer, 0x110);
 VMM_ABI_AT(vmm_svm, star, 0x148);

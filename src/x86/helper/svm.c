@@ -46,6 +46,7 @@ static u32 asid_count;
 static u64 host_xcr0, host_xss;
 static void *iopm;	  /* All ports intercepted. */
 static void *msrpm;	  /* All MSRs but those that VMLOAD and VMSAVE switch. */
+static void *msrpm_all;	  /* All MSRs intercepted. */
 static void *flush_guest; /* A VMCB that flushes the TLB and leaves at once. */
 static enum cpuhp_state hotplug_state;
 static atomic64_t serials = ATOMIC64_INIT(0);
@@ -112,7 +113,7 @@ static void load_segment(struct vmcb_seg *to, const struct vmm_segment *from)
 
 static int load_controls(struct vmcb_control_area *to, const struct vmm_vcpu_area *area, u32 *reason)
 {
-	u32 i, filter = READ_ONCE(area->svm.pause_filter);
+	u32 i, filter = READ_ONCE(area->svm.pause_filter), options = READ_ONCE(area->svm.options);
 
 	for (i = 0; i < ARRAY_SIZE(mandatory); i++) {
 		u32 wanted = READ_ONCE(area->svm.intercepts[i]);
@@ -123,6 +124,11 @@ static int load_controls(struct vmcb_control_area *to, const struct vmm_vcpu_are
 		}
 		to->intercepts[i] = wanted | mandatory[i];
 	}
+	if (options & ~VMM_SVM_INTERCEPT_ALL_MSRS) {
+		*reason = VMM_REASON_OPTIONS;
+		return -EINVAL;
+	}
+	to->msrpm_base_pa = __sme_set(__pa(options & VMM_SVM_INTERCEPT_ALL_MSRS ? msrpm_all : msrpm));
 	to->pause_filter_count = filter & 0xffff;
 	to->pause_filter_thresh = filter >> 16;
 	to->tsc_offset = READ_ONCE(area->tsc_offset);
@@ -639,6 +645,7 @@ static void free_all(void)
 	}
 	free_pages((unsigned long)iopm, IOPM_ORDER);
 	free_pages((unsigned long)msrpm, MSRPM_ORDER);
+	free_pages((unsigned long)msrpm_all, MSRPM_ORDER);
 	free_page((unsigned long)flush_guest);
 }
 
@@ -658,8 +665,9 @@ static int allocate_all(void)
 	}
 	iopm = (void *)__get_free_pages(GFP_KERNEL, IOPM_ORDER);
 	msrpm = (void *)__get_free_pages(GFP_KERNEL, MSRPM_ORDER);
+	msrpm_all = (void *)__get_free_pages(GFP_KERNEL, MSRPM_ORDER);
 	flush_guest = (void *)get_zeroed_page(GFP_KERNEL);
-	return iopm && msrpm && flush_guest ? 0 : -ENOMEM;
+	return iopm && msrpm && msrpm_all && flush_guest ? 0 : -ENOMEM;
 }
 
 /* Real mode with interrupts enabled and one pending, which is intercepted: not an instruction is executed. */
@@ -697,6 +705,7 @@ int vmm_svm_init(void)
 		goto fail;
 	memset(iopm, 0xff, PAGE_SIZE << IOPM_ORDER);
 	memset(msrpm, 0xff, PAGE_SIZE << MSRPM_ORDER);
+	memset(msrpm_all, 0xff, PAGE_SIZE << MSRPM_ORDER);
 	for (i = 0; i < ARRAY_SIZE(passed); i++)
 		pass_msr(passed[i]);
 	make_flush_guest(flush_guest);

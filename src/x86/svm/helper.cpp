@@ -55,8 +55,9 @@ const char* describe_reason(std::uint32_t reason) noexcept
         "long mode needs CR4.PAE, and CS.L excludes CS.D",
         "DR6 or DR7 has a bit in 63:32",
         "XCR0 enables what the host's does not",
+        "an option is asked for that does not exist",
     };
-    static_assert(sentences.size() == VMM_REASON_XCR0 + 1);
+    static_assert(sentences.size() == VMM_REASON_OPTIONS + 1);
     return reason < sentences.size() ? sentences.at(reason) : "a reason of a later version";
 }
 

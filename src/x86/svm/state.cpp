@@ -7,6 +7,7 @@
 #include <array>
 #include <utility>
 
+#include "x86/msr.hpp"
 #include "x86/svm/vcpu.hpp"
 
 namespace vmm::x86::svm {
@@ -309,6 +310,22 @@ void SvmVcpu::store_msrs() noexcept
     area_->dirty |= VMM_DIRTY_MSRS;
 }
 
+/// MSRs that VMLOAD and VMSAVE switch are the guest's own, unless the caller's filter has one.
+std::uint32_t SvmVcpu::choose_options() noexcept
+{
+    static constexpr std::array passed{
+        msr::sysenter_cs, msr::sysenter_esp, msr::sysenter_eip, msr::star,    msr::lstar,
+        msr::cstar,       msr::fmask,        msr::fs_base,      msr::gs_base, msr::kernel_gs_base};
+    const std::uint64_t filters = vm_->msr_filters();
+    if (std::exchange(msr_filters_seen_, filters) != filters) {
+        const bool all_allowed = std::all_of(passed.begin(), passed.end(), [&](std::uint32_t each) {
+            return host_.allows_msr(each, false) && host_.allows_msr(each, true);
+        });
+        options_ = all_allowed ? 0U : VMM_SVM_INTERCEPT_ALL_MSRS;
+    }
+    return options_;
+}
+
 /// What is intercepted, and what else goes in with every entry.
 void SvmVcpu::store_controls() noexcept
 {
@@ -334,7 +351,10 @@ void SvmVcpu::store_controls() noexcept
     }
     area_->svm.int_ctl = static_cast<std::uint32_t>(control.raw());
     area_->xcr0 = state_.xcr0;
-    if (intercepts_ != wanted.words() || area_->tsc_offset != state_.tsc_offset) {
+    const std::uint32_t options = choose_options();
+    if (intercepts_ != wanted.words() || area_->tsc_offset != state_.tsc_offset ||
+        area_->svm.options != options) {
+        area_->svm.options = options;
         intercepts_ = wanted.words();
         std::copy(intercepts_.begin(), intercepts_.end(), std::begin(area_->svm.intercepts));
         area_->tsc_offset = state_.tsc_offset;

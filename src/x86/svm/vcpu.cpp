@@ -36,6 +36,12 @@ SvmVcpu::SvmVcpu(std::shared_ptr<SvmVm> vm, VcpuHost& host, UniqueFd fd, VcpuAre
       emulator_{vm_->emulator().create_emulator(host)},
       state_{emulator_->state()}
 {
+    vm_->add(*this);
+}
+
+SvmVcpu::~SvmVcpu()
+{
+    vm_->remove(*this);
 }
 
 Result<void> SvmVcpu::set_cpuid(Cpuid cpuid)

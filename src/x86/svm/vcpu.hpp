@@ -28,6 +28,11 @@ public:
                                                                     VcpuHost& host,
                                                                     std::uint32_t id);
     SvmVcpu(std::shared_ptr<SvmVm> vm, VcpuHost& host, UniqueFd fd, VcpuArea area);
+    SvmVcpu(const SvmVcpu&) = delete;
+    SvmVcpu& operator=(const SvmVcpu&) = delete;
+    SvmVcpu(SvmVcpu&&) = delete;
+    SvmVcpu& operator=(SvmVcpu&&) = delete;
+    ~SvmVcpu() override;
 
     using EngineVcpu::state;
     using EngineVcpu::state_changed;
@@ -58,6 +63,7 @@ private:
     void store_debug() noexcept;
     void store_msrs() noexcept;
     void store_controls() noexcept;
+    [[nodiscard]] std::uint32_t choose_options() noexcept;
 
     /// Null: the guest goes on.
     const EngineExit* run_hardware() noexcept;
@@ -87,6 +93,8 @@ private:
     std::optional<Event> held_event_;      ///< The event that the area holds for injection.
     std::uint64_t hidden_cr0_{};           ///< Bits of CR0 that the hardware is not shown.
     std::array<std::uint32_t, Intercepts::word_count> intercepts_{};
+    std::uint64_t msr_filters_seen_{};
+    std::uint32_t options_{};
     /// An IN that left, with the RIP that it left at and the one behind it.
     struct PortRead {
         std::uint64_t rip{};

@@ -71,6 +71,27 @@ Result<void> SvmVm::collect_dirty_log(std::uint32_t slot)
     return found == slots_.end() ? success : collect_locked(found->second);
 }
 
+void SvmVm::add(EngineVcpu& vcpu)
+{
+    const std::lock_guard lock{mutex_};
+    vcpus_.push_back(&vcpu);
+}
+
+void SvmVm::remove(EngineVcpu& vcpu) noexcept
+{
+    const std::lock_guard lock{mutex_};
+    std::erase(vcpus_, &vcpu);
+}
+
+void SvmVm::msr_filter_changed() noexcept
+{
+    const std::lock_guard lock{mutex_};
+    ++msr_filters_;
+    for (EngineVcpu* const vcpu : vcpus_) {
+        vcpu->request_exit();
+    }
+}
+
 Result<void> SvmVm::collect_locked(const Region& region)
 {
     if (!region.log_dirty) {
@@ -111,6 +132,11 @@ public:
     }
     /// The helper has protected its pages again when it was asked for its log.
     void dirty_log_cleared() noexcept override { vm_->emulator().dirty_log_cleared(); }
+    Result<void> set_msr_filter(const MsrFilter& /*filter*/) override
+    {
+        vm_->msr_filter_changed();
+        return success;
+    }
     void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept override
     {
         vm_->emulator().memory_written(gpa, size_bytes);

@@ -5,9 +5,11 @@
 
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "x86/engine.hpp"
 #include "x86/soft/emulator.hpp"
@@ -32,6 +34,13 @@ public:
     /// Moves the writes that the helper has logged in a slot to the library's log.  Any thread.
     Result<void> collect_dirty_log(std::uint32_t slot);
 
+    // --- The MSR filter is the core's; what the CPU answers itself is looked at anew when it
+    // changes.
+    void add(EngineVcpu& vcpu);
+    void remove(EngineVcpu& vcpu) noexcept;
+    void msr_filter_changed() noexcept;
+    [[nodiscard]] std::uint64_t msr_filters() const noexcept { return msr_filters_.load(); }
+
 private:
     using Region = MemorySlots::Region;
 
@@ -44,6 +53,8 @@ private:
     MemorySlots& memory_;
     std::mutex mutex_;                       // What follows, and the order of changes.
     std::map<std::uint32_t, Region> slots_;  ///< What the helper has been told.
+    std::vector<EngineVcpu*> vcpus_;
+    std::atomic<std::uint64_t> msr_filters_{};  ///< How many there have been.
 };
 
 }  // namespace vmm::x86::svm
