@@ -5,6 +5,7 @@
 
 #define _GNU_SOURCE
 
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -460,6 +461,33 @@ static void test_registers(void)
     CHECK((char *)syscall(SYS_brk, end) == end);
 }
 
+// --- What some clients look at before they open anything.
+
+static int has_flag(const char *flag)
+{
+    static char text[1 << 16];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    size_t length = file != NULL ? fread(text, 1, sizeof text - 1, file) : 0;
+    text[length] = 0;
+    if (file != NULL) {
+        fclose(file);
+    }
+    return strstr(text, flag) != NULL;
+}
+
+static void test_cpuid(void)
+{
+    // Where CPUID can be made to fault, it says what /dev/kvm needs.
+    if (getenv("CLIENT_WANTS_VIRTUALIZATION") == NULL || !has_flag("cpuid_fault")) {
+        return;
+    }
+    unsigned eax, ebx, ecx, edx;
+    __cpuid(0, eax, ebx, ecx, edx);
+    int is_intel = ebx == signature_INTEL_ebx;
+    __cpuid(is_intel ? 1 : 0x80000001, eax, ebx, ecx, edx);
+    CHECK((ecx & (is_intel ? 1u << 5 : 1u << 2)) != 0);
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -468,6 +496,7 @@ int main(int argc, char **argv)
     char self[4096] = "";
     CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0 && self[0] == '/' && strstr(self, "client") != NULL);
     test_registers();
+    test_cpuid();
     test_exits();
     test_errno();
     test_kick(0, 0xeb);  // jmp .

@@ -171,7 +171,9 @@ void vmm_raw_in_library(int signal, const siginfo_t* info, ucontext_t* context) 
 {
     using namespace vmm::shim;
     const int saved_errno = errno;
-    if (take_signal(signal, *info, *context)) {
+    const bool is_cpuid =
+        signal == SIGSEGV && info->si_code == SI_KERNEL && vmm_raw_answer_cpuid(context, false);
+    if (is_cpuid || take_signal(signal, *info, *context)) {
         errno = saved_errno;
         return;
     }

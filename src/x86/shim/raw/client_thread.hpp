@@ -95,6 +95,10 @@ struct ClientThread : CrossingState {
 [[nodiscard]] int take_system_calls(ClientThread& thread) noexcept;
 void release_system_calls() noexcept;
 
+/// Has CPUID say that there is VMX or SVM, since some clients look there first.  In this thread and
+/// those that it makes; nothing happens where the CPU says so itself, or cannot be made to.
+void show_virtualization() noexcept;
+
 }  // namespace vmm::shim::raw
 
 extern "C" {
@@ -120,6 +124,10 @@ std::uint64_t vmm_raw_deliver(vmm::shim::raw::ClientThread* thread,
 
 /// Called for a signal that meets the library.
 void vmm_raw_in_library(int signal, const siginfo_t* info, ucontext_t* context) noexcept;
+
+/// In the handler of a fault: does the CPUID that has raised it, if that is so
+/// (`show_virtualization()`). As careful as vmm_raw_deliver().
+bool vmm_raw_answer_cpuid(ucontext_t* context, bool is_clients) noexcept;
 
 /// A system call that is the library's in any case; a negative errno.  Async-signal-safe.
 long vmm_raw_syscall(long number,

@@ -115,6 +115,7 @@ int main(int argc, char** argv)
                             .interpreter_base = interpreter.base}));
     set_program_path(std::filesystem::canonical(path));
     name_process(path);
+    show_virtualization();
     ucontext_t start;
     start_at(start, interpreter.entry != 0 ? interpreter.entry : program.entry, stack);
     vmm_raw_enter(&thread, &start);
