@@ -428,6 +428,20 @@ static void test_processes(void)
     CHECK(ioctl(guest.vcpu, KVM_RUN, 0) == 0 && guest.run->exit_reason == KVM_EXIT_HLT);
     end_guest(&guest);
 
+    // Itself, by the name that leads to its file.
+    child = fork();
+    if (child == 0) {
+        execl("/proc/self/exe", "client", "again", NULL);
+        _exit(1);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 9);
+    char self[4096] = "";
+    struct stat named, opened;
+    CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0 && self[0] == '/');
+    int file = open("/proc/self/exe", O_RDONLY);
+    CHECK(stat(self, &named) == 0 && fstat(file, &opened) == 0 && named.st_ino == opened.st_ino);
+    close(file);
+
     char *command[] = {"sh", "-c", "exit 5", NULL};
     CHECK(posix_spawn(&child, "/bin/sh", NULL, NULL, command, environ) == 0);
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 5);
@@ -490,11 +504,12 @@ static void test_cpuid(void)
 
 int main(int argc, char **argv)
 {
+    if (argc == 2 && strcmp(argv[1], "again") == 0) {
+        return ioctl(open("/dev/kvm", O_RDWR), KVM_GET_API_VERSION, 0) == 12 ? 9 : 1;
+    }
     setvbuf(stdout, NULL, _IOLBF, 0);
     CHECK(argc == 3 && strcmp(argv[1], "first argument") == 0 && strcmp(argv[2], "") == 0);
     CHECK(getenv("PATH") != NULL);
-    char self[4096] = "";
-    CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0 && self[0] == '/' && strstr(self, "client") != NULL);
     test_registers();
     test_cpuid();
     test_exits();

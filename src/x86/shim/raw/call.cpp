@@ -40,6 +40,8 @@ Outcome dispatch(Call& call) noexcept
     case SYS_faccessat2: return do_access(call, 1, 2);
     case SYS_readlink: return do_readlink(call, 0);
     case SYS_readlinkat: return do_readlink(call, 1);
+    case SYS_execve: return do_exec(call, 0, 1);
+    case SYS_execveat: return do_exec(call, 1, 2);
 
     case SYS_clone: return do_clone(call);
     case SYS_fork:

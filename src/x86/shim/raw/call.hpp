@@ -85,6 +85,8 @@ private:
 [[nodiscard]] Outcome do_statx(Call& call) noexcept;
 [[nodiscard]] Outcome do_access(Call& call, std::size_t path, std::size_t mode) noexcept;
 [[nodiscard]] Outcome do_readlink(Call& call, std::size_t path) noexcept;
+/// execve(2) and execveat(2): a client that starts itself anew by /proc/self/exe is served again.
+[[nodiscard]] Outcome do_exec(Call& call, std::size_t path, std::size_t arguments) noexcept;
 
 [[nodiscard]] Outcome do_clone(Call& call) noexcept;
 [[nodiscard]] Outcome do_fork(Call& call) noexcept;  ///< and vfork(2), as POSIX permits.
@@ -104,6 +106,8 @@ private:
 [[nodiscard]] Outcome do_wait_with_mask(Call& call, std::size_t mask, std::size_t size) noexcept;
 [[nodiscard]] Outcome do_pselect6(Call& call) noexcept;
 
+/// The client's file in the place of ours, if /proc/self/exe is what it names.
+void replace_own_path(Call& call, std::size_t path) noexcept;
 /// What /proc/self/exe leads to for the client; said once, at the start.
 void set_program_path(std::string path) noexcept;
 

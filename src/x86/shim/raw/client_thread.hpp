@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include <signal.h>
 #include <sys/types.h>
@@ -74,6 +75,7 @@ struct ClientThread : CrossingState {
     // Arguments of a call that is passed on with others than the client's.
     KernelSet passed_set{};
     std::array<std::uint64_t, 2> passed_set_argument{};
+    std::vector<std::uint64_t> passed_strings;
 
     // How it begins.
     ucontext_t start{};

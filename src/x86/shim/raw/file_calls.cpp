@@ -22,9 +22,10 @@
 namespace vmm::shim::raw {
 namespace {
 
-Outcome open_if_kvm(UserAddress path, std::uint64_t flags) noexcept
+Outcome open_if_kvm(Call& call, std::size_t path, std::uint64_t flags) noexcept
 {
-    if (UserPath{path}.view() != kvm_node) {
+    if (UserPath{call.address(path)}.view() != kvm_node) {
+        replace_own_path(call, path);
         return pass_on;
     }
     return open_system((flags & O_CLOEXEC) != 0);
@@ -68,12 +69,12 @@ private:
 
 Outcome do_open(Call& call) noexcept
 {
-    return open_if_kvm(call.address(0), call.argument(1));
+    return open_if_kvm(call, 0, call.argument(1));
 }
 
 Outcome do_openat(Call& call) noexcept
 {
-    return open_if_kvm(call.address(1), call.argument(2));
+    return open_if_kvm(call, 1, call.argument(2));
 }
 
 Outcome do_openat2(Call& call) noexcept
@@ -82,7 +83,7 @@ Outcome do_openat2(Call& call) noexcept
     if (call.argument(3) < sizeof how || !copy_in(how, call.address(2))) {
         return pass_on;  // The kernel knows the errno.
     }
-    return open_if_kvm(call.address(1), how.flags);
+    return open_if_kvm(call, 1, how.flags);
 }
 
 Outcome do_close(Call& call) noexcept

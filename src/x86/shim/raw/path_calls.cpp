@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <unistd.h>
 
@@ -45,6 +47,45 @@ Outcome with_kvm(const Call& call, UserAddress path, UserAddress to) noexcept
 void set_program_path(std::string path) noexcept
 {
     program_path() = std::move(path);
+}
+
+void replace_own_path(Call& call, std::size_t path) noexcept
+{
+    const UserPath asked{call.address(path)};
+    if (below_proc_self(asked.view()) == "exe") {
+        call.replace(path, reinterpret_cast<std::uint64_t>(program_path().c_str()));
+    }
+}
+
+Outcome do_exec(Call& call, std::size_t path, std::size_t arguments) noexcept
+{
+    const UserPath asked{call.address(path)};
+    if (below_proc_self(asked.view()) != "exe") {
+        return pass_on;
+    }
+    // What is started is vmm-kvm-raw, which is told what to become.
+    static char name[] = "vmm-kvm-raw";
+    try {
+        std::vector<std::uint64_t>& strings = call.thread().passed_strings;
+        strings = {reinterpret_cast<std::uint64_t>(&name[0]),
+                   reinterpret_cast<std::uint64_t>(program_path().c_str())};
+        UserAddress at = call.address(arguments);
+        std::uint64_t each = 0;
+        do {
+            if (at.value() == 0 || !copy_in(each, at)) {
+                return -EFAULT;
+            }
+            strings.push_back(each);
+            at = at + sizeof each;
+        } while (each != 0);
+        if (strings.size() == 3) {
+            return -EINVAL;  // Not even a name of its own.
+        }
+        call.replace(arguments, reinterpret_cast<std::uint64_t>(strings.data()));
+    } catch (const std::bad_alloc&) {
+        return -ENOMEM;
+    }
+    return pass_on;
 }
 
 Outcome do_stat(Call& call, std::size_t path, std::size_t to) noexcept
