@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
@@ -35,18 +36,21 @@ constexpr const char* usage =
     --engine NAME   what runs guests: auto (the default), soft, kvm
     --log LEVEL     what is said on standard error: error, warning (the default), debug: why a call was refused,
                     trace: every call
+    --raw           serve PROGRAM's system calls although it is linked dynamically: for one that goes past the C library
     --help
 
 Example:
 
     vmm-kvm --engine soft -- qemu-system-x86_64 -accel kvm -M q35 -m 512M -nographic -kernel VMLINUZ -append console=ttyS0
 
-PROGRAM must be linked dynamically.  The exit status is that of PROGRAM; 1 if it could not be started, 2 for wrong usage.
+PROGRAM's calls of the C library are hooked if it is linked dynamically; its system calls are served if it is linked
+statically, or with --raw, which costs more for each call.  The exit status is that of PROGRAM; 1 if it could not be started, 2 for wrong usage.
 )";
 
 struct Options {
     std::string engine{"auto"};
     std::string log{"warning"};
+    bool raw{};
     std::vector<char*> command;
 };
 
@@ -69,6 +73,10 @@ Options parse(int argc, char** argv)
         if (option == "--help") {
             std::fputs(usage, stdout);
             std::exit(0);
+        }
+        if (option == "--raw") {
+            options.raw = true;
+            continue;
         }
         if (option != "--engine" && option != "--log") {
             die(status_usage, fmt::format("there is no option {}; --help lists them", option));
@@ -118,32 +126,59 @@ std::optional<fs::path> find_program(const std::string& name)
 }
 
 /// Stands at the same distance from this program in the build tree and where it is installed.
-fs::path preload_library()
+fs::path companion(const char* name)
 {
     const fs::path self = fs::read_symlink("/proc/self/exe");
-    const fs::path library = (self.parent_path() / VMM_KVM_PRELOAD).lexically_normal();
-    if (::access(library.c_str(), R_OK) != 0) {
+    const fs::path file = (self.parent_path() / VMM_KVM_FOLDER / name).lexically_normal();
+    if (::access(file.c_str(), R_OK) != 0) {
         die(status_cannot,
-            fmt::format("{} is not there; it belongs to this program", library.string()));
+            fmt::format("{} is not there; it belongs to this program", file.string()));
     }
-    return library;
+    return file;
 }
 
-void check(const fs::path& program)
+/// Whether system calls are to be served, since a preload library would not be called.
+bool is_raw(const fs::path& program, bool wanted)
 {
-    switch (elf_kind(program)) {
-    case ElfKind::Dynamic:
-    case ElfKind::NotElf: return;  // A script's interpreter is a program of its own.
-    case ElfKind::Static:
-        die(status_cannot,
-            fmt::format("{} is linked statically, so that a preload library cannot reach it; such "
-                        "programs are not supported yet: use a dynamically linked build of it",
-                        program.string()));
+    const ElfKind kind = elf_kind(program);
+    switch (kind) {
+    case ElfKind::Dynamic: return wanted;
+    case ElfKind::Static: return true;
+    case ElfKind::NotElf:
+        if (wanted) {
+            die(status_cannot, fmt::format("{} is no ELF program: start its interpreter with --raw",
+                                           program.string()));
+        }
+        return false;  // A script's interpreter is a program of its own.
     case ElfKind::Foreign:
         die(status_cannot, fmt::format("{} is no program for x86-64", program.string()));
     case ElfKind::Unreadable:
         die(status_cannot, fmt::format("read {}: {}", program.string(), std::strerror(errno)));
     }
+    return false;
+}
+
+/// A program that takes another user's rights when the kernel starts it: neither way leaves it
+/// them.
+void refuse_privilege(const fs::path& program)
+{
+    struct stat status {};
+    if (::stat(program.c_str(), &status) != 0) {
+        return;  // Said when it is read.
+    }
+    if (((status.st_mode & S_ISUID) != 0 && status.st_uid != ::geteuid()) ||
+        ((status.st_mode & S_ISGID) != 0 && status.st_gid != ::getegid())) {
+        die(status_cannot,
+            fmt::format("{} is set-user-ID or set-group-ID: start it as that user, or "
+                        "use a copy",
+                        program.string()));
+    }
+}
+
+[[noreturn]] void start(const fs::path& program, std::vector<char*>& command)
+{
+    ::execv(program.c_str(), command.data());
+    die(status_cannot, fmt::format("start {}: {}", program.string(), std::strerror(errno)));
 }
 
 void set(const char* name, const std::string& value)
@@ -155,19 +190,24 @@ void set(const char* name, const std::string& value)
 
 int main(int argc, char** argv)
 {
-    const Options options = parse(argc, argv);
+    Options options = parse(argc, argv);
     const auto program = find_program(options.command.front());
     if (!program) {
         die(status_cannot, fmt::format("there is no {} in PATH", options.command.front()));
     }
-    check(*program);
-    std::string preload = preload_library();
+    refuse_privilege(*program);
+    set("VMM_KVM_ENGINE", options.engine);
+    set("VMM_KVM_LOG", options.log);
+    if (is_raw(*program, options.raw)) {
+        std::string name = "vmm-kvm-raw";
+        std::string path = *program;
+        options.command.insert(options.command.begin(), {name.data(), path.data()});
+        start(companion("vmm-kvm-raw"), options.command);
+    }
+    std::string preload = companion("vmm-kvm-preload.so");
     if (const char* const others = std::getenv("LD_PRELOAD"); others != nullptr && *others != 0) {
         preload += std::string{":"} + others;
     }
     set("LD_PRELOAD", preload);
-    set("VMM_KVM_ENGINE", options.engine);
-    set("VMM_KVM_LOG", options.log);
-    ::execv(program->c_str(), options.command.data());
-    die(status_cannot, fmt::format("start {}: {}", program->string(), std::strerror(errno)));
+    start(*program, options.command);
 }

@@ -26,6 +26,17 @@ using Action = struct sigaction;
 constexpr int signal_count = 65;
 
 thread_local RunScope* current_run = nullptr;
+thread_local const sigset_t* client_mask = nullptr;
+
+/// The kernel's set of signals is 8 bytes; the C library's begins with it.
+constexpr std::size_t kernel_set_size = 8;
+
+/// Not by the C library, which leaves out the signals that it keeps for itself: the client may have
+/// another C library.
+bool set_mask(const sigset_t& mask, sigset_t* before) noexcept
+{
+    return ::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, before, kernel_set_size) == 0;
+}
 
 std::atomic<SigactionFunction> real_sigaction{&::sigaction};
 
@@ -90,17 +101,7 @@ void call_clients(int signal, siginfo_t* info, void* context) noexcept
 void on_signal(int signal, siginfo_t* info, void* context) noexcept
 {
     const int saved_errno = errno;
-    if (is_fault(signal, *info)) {
-        const bool ours =
-            fix_up_fault(*static_cast<ucontext_t*>(context)) ||
-            (current_run != nullptr && signal == SIGSEGV && info->si_code == SEGV_MAPERR &&
-             current_run->stand_in(reinterpret_cast<std::uintptr_t>(info->si_addr)));
-        if (!ours) {
-            call_clients(signal, info, context);
-        }
-    } else if (current_run != nullptr) {
-        current_run->put_aside(signal, *info);
-    } else {
+    if (!take_signal(signal, *info, *static_cast<ucontext_t*>(context))) {
         call_clients(signal, info, context);
     }
     errno = saved_errno;
@@ -150,6 +151,25 @@ void end_run(pthread_t thread) noexcept
             scope->end();
         }
     }
+}
+
+bool take_signal(int signal, const siginfo_t& info, ucontext_t& context) noexcept
+{
+    if (is_fault(signal, info)) {
+        return fix_up_fault(context) ||
+               (current_run != nullptr && signal == SIGSEGV && info.si_code == SEGV_MAPERR &&
+                current_run->stand_in(reinterpret_cast<std::uintptr_t>(info.si_addr)));
+    }
+    if (current_run == nullptr) {
+        return false;
+    }
+    current_run->put_aside(signal, info);
+    return true;
+}
+
+void set_client_mask(const sigset_t* mask) noexcept
+{
+    client_mask = mask;
 }
 
 void set_real_sigaction(SigactionFunction function) noexcept
@@ -229,8 +249,8 @@ RunScope::RunScope(Vcpu::Kicker kicker,
     }
     current_run = this;
     std::atomic_signal_fence(std::memory_order_seq_cst);
-    if (mask) {
-        masked_ = ::pthread_sigmask(SIG_SETMASK, &*mask, &before_) == 0;
+    if (const sigset_t* const wanted_mask = mask ? &*mask : client_mask; wanted_mask != nullptr) {
+        masked_ = set_mask(*wanted_mask, &before_);
     }
 }
 
@@ -241,7 +261,7 @@ RunScope::~RunScope()
         runs().scopes.erase(this);
     }
     if (masked_) {
-        ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+        static_cast<void>(set_mask(before_, nullptr));
     }
     std::atomic_signal_fence(std::memory_order_seq_cst);
     current_run = nullptr;

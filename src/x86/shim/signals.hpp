@@ -17,6 +17,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <ucontext.h>
 
 #include "vmm/vcpu.hpp"
 #include "x86/shim/host_ranges.hpp"
@@ -26,6 +27,16 @@ namespace vmm::shim {
 /// Takes SIGSEGV and SIGBUS, which copies from and to the client need (user_memory.hpp).  Once;
 /// what the client has installed for them is kept.
 void own_signals() noexcept;
+
+/// What our handler does that needs no handler of the client's: a fault of a copy or of the guest
+/// is fixed up, and what comes during KVM_RUN is put aside.  Async-signal-safe.
+///
+/// @return false: it is the client's, now.
+[[nodiscard]] bool take_signal(int signal, const siginfo_t& info, ucontext_t& context) noexcept;
+
+/// Tells what the client has blocked in this thread, where the thread's own mask is another:
+/// KVM_RUN goes by it.  Null: the mask is the client's.
+void set_client_mask(const sigset_t* mask) noexcept;
 
 /// Ends the run of the vCPU that the thread is in, if it is in one.
 void end_run(pthread_t thread) noexcept;

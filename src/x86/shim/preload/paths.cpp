@@ -4,26 +4,21 @@
 /// Hooks: looking at `/dev/kvm`, and at where descriptors lead.
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "x86/shim/device_node.hpp"
 #include "x86/shim/file.hpp"
 #include "x86/shim/preload/hooks.hpp"
 #include "x86/shim/preload/next.hpp"
 
 namespace vmm::shim::preload {
 namespace {
-
-constexpr unsigned kvm_major = 10;
-constexpr unsigned kvm_minor = 232;
 
 /// A host without `/dev/kvm` is shown as one that has it.
 template <typename Stat>
@@ -32,10 +27,7 @@ int with_kvm(const char* path, Stat* stat, int result) noexcept
     if (result == 0 || !is_kvm(path) || errno != ENOENT) {
         return result;
     }
-    *stat = {};
-    stat->st_mode = S_IFCHR | S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH;
-    stat->st_nlink = 1;
-    stat->st_rdev = ::makedev(kvm_major, kvm_minor);
+    describe_kvm_node(*stat);
     return 0;
 }
 
@@ -55,7 +47,7 @@ constinit Next<int(const char*, int)> next_euidaccess{"euidaccess"};
 constinit Next<ssize_t(const char*, char*, std::size_t)> next_readlink{"readlink"};
 constinit Next<ssize_t(int, const char*, char*, std::size_t)> next_readlinkat{"readlinkat"};
 
-/// Ours may be read and written by everybody, and executed by nobody.
+/// As describe_kvm_node() says.
 std::optional<int> access_kvm(const char* path, int mode) noexcept
 {
     if (!is_kvm(path)) {
@@ -64,41 +56,10 @@ std::optional<int> access_kvm(const char* path, int mode) noexcept
     return to_libc((mode & X_OK) != 0 ? -EACCES : 0);
 }
 
-/// N of "/proc/self/fd/N", or of the same below the process's number.
-std::optional<int> descriptor_of(const char* path) noexcept
-{
-    std::string_view rest = path != nullptr ? path : "";
-    constexpr std::string_view proc = "/proc/";
-    constexpr std::string_view self = "self";
-    constexpr std::string_view fds = "/fd/";
-    if (rest.substr(0, proc.size()) != proc) {
-        return std::nullopt;
-    }
-    rest.remove_prefix(proc.size());
-    if (rest.substr(0, self.size()) == self) {
-        rest.remove_prefix(self.size());
-    } else {
-        pid_t process = 0;
-        const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), process);
-        if (error != std::errc{} || process != ::getpid()) {
-            return std::nullopt;
-        }
-        rest.remove_prefix(static_cast<std::size_t>(end - rest.data()));
-    }
-    if (rest.substr(0, fds.size()) != fds) {
-        return std::nullopt;
-    }
-    rest.remove_prefix(fds.size());
-    int fd = -1;
-    const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), fd);
-    return error == std::errc{} && end == rest.data() + rest.size() ? std::optional{fd}
-                                                                    : std::nullopt;
-}
-
 /// Where a descriptor of ours leads with KVM.
 std::optional<ssize_t> read_our_link(const char* path, char* to, std::size_t size) noexcept
 {
-    const auto fd = descriptor_of(path);
+    const auto fd = descriptor_of(path != nullptr ? path : "");
     const auto file = fd ? FileTable::instance().find(*fd) : nullptr;
     if (file == nullptr) {
         return std::nullopt;
@@ -167,12 +128,7 @@ VMM_HOOK int statx(int directory,
     if (result == 0 || !is_kvm(path) || errno != ENOENT) {
         return result;
     }
-    *to = {};
-    to->stx_mask = STATX_TYPE | STATX_MODE | STATX_NLINK;
-    to->stx_mode = S_IFCHR | S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH | S_IWOTH;
-    to->stx_nlink = 1;
-    to->stx_rdev_major = kvm_major;
-    to->stx_rdev_minor = kvm_minor;
+    vmm::shim::describe_kvm_node(*to);
     return 0;
 }
 

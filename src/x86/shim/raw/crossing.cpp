@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// The ways between client and library, in assembly language.  Offsets are CrossingState's.
+
+#include <sys/prctl.h>
+
+#include "x86/shim/raw/client_thread.hpp"
+
+// NOLINTBEGIN(hicpp-no-assembler)
+
+// What is executed here is never dispatched.  The kernel looks at the address after SYSCALL.
+asm(R"(
+    .text
+    .p2align 4
+    .globl vmm_raw_allowed, vmm_raw_allowed_end
+vmm_raw_allowed:
+
+    # Handlers return here: rt_sigreturn, RSP at the kernel's ucontext.
+    .globl vmm_raw_restorer
+vmm_raw_restorer:
+    mov $15, %eax
+    syscall
+
+    # A system call of the client is passed on, with all registers the client's.  Where a signal
+    # meets this code, vmm_raw_deliver() shows the client its own SYSCALL.
+    .globl vmm_raw_pass, vmm_raw_passed, vmm_raw_pass_end
+vmm_raw_pass:
+    syscall
+vmm_raw_passed:
+    mov %gs:48, %rdi
+    mov %gs:56, %rsi
+    mov %gs:64, %rdx
+    mov %gs:72, %r10
+    mov %gs:80, %r8
+    mov %gs:88, %r9
+    jmp *%gs:40
+vmm_raw_pass_end:
+
+    .globl vmm_raw_syscall
+vmm_raw_syscall:
+    mov %rdi, %rax
+    mov %rsi, %rdi
+    mov %rdx, %rsi
+    mov %rcx, %rdx
+    mov %r8, %r10
+    mov %r9, %r8
+    mov 8(%rsp), %r9
+    syscall
+    ret
+
+vmm_raw_allowed_end:
+    nop
+)");
+
+asm(R"(
+    .text
+    # The handler of SIGSYS: RDI signal, RSI siginfo, RDX ucontext; RSP at the restorer's address.
+    .p2align 4
+    .globl vmm_raw_on_sigsys
+vmm_raw_on_sigsys:
+    cmpl $2, 8(%rsi)            # SYS_USER_DISPATCH; others are the client's own.
+    jne vmm_raw_on_signal
+    mov %gs:0, %rbx
+    rdfsbase %rax
+    mov %rax, 24(%rbx)
+    mov 16(%rbx), %rax
+    wrfsbase %rax
+    movb $0, 8(%rbx)
+    mov 32(%rbx), %rsp
+    mov %rbx, %rdi
+    call vmm_raw_serve
+    test %rax, %rax
+    jz 2f
+    # To the client: RBX the thread, RAX the ucontext.
+1:  mov 24(%rbx), %rcx
+    movb $1, 8(%rbx)
+    wrfsbase %rcx
+    mov %rax, %rsp
+    jmp vmm_raw_restorer
+    # The client's thread has ended: back from vmm_raw_enter().
+2:  mov 32(%rbx), %rsp
+    add $8, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbp
+    pop %rbx
+    ret
+
+    .globl vmm_raw_enter
+vmm_raw_enter:
+    push %rbx
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    sub $8, %rsp
+    mov %rsp, 32(%rdi)
+    mov %rdi, %rbx
+    mov %rsi, %rax
+    jmp 1b
+
+    # The handler of all other signals that concern us or the client.
+    .p2align 4
+    .globl vmm_raw_on_signal
+vmm_raw_on_signal:
+    push %rdi
+    push %rsi
+    push %rdx
+    mov %rdx, %rcx
+    mov %rsi, %rdx
+    mov %edi, %esi
+    rdgsbase %rdi
+    call vmm_raw_deliver
+    pop %rdx
+    pop %rsi
+    pop %rdi
+    cmp $1, %rax
+    jb 4f
+    je 3f
+    mov %rax, %rcx
+    xor %eax, %eax
+    jmp *%rcx
+3:  sub $8, %rsp
+    call vmm_raw_in_library
+    add $8, %rsp
+4:  add $8, %rsp
+    jmp vmm_raw_restorer
+)");
+
+// NOLINTEND(hicpp-no-assembler)
+
+namespace vmm::shim::raw {
+
+int take_system_calls(ClientThread& thread) noexcept
+{
+    thread.in_client = SYSCALL_DISPATCH_FILTER_ALLOW;
+    // NOLINTBEGIN(hicpp-no-assembler)
+    asm volatile("rdfsbase %0" : "=r"(thread.library_fs));
+    asm volatile("wrgsbase %0" : : "r"(&thread));
+    // NOLINTEND(hicpp-no-assembler)
+    const std::uint64_t first = address_of(vmm_raw_allowed);
+    // The address after the last SYSCALL is inside.
+    const std::uint64_t size = address_of(vmm_raw_allowed_end) - first;
+    return ::prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, first, size,
+                   &thread.in_client) == 0
+               ? 0
+               : errno;
+}
+
+void release_system_calls() noexcept
+{
+    ::prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_OFF, 0, 0, 0);
+}
+
+}  // namespace vmm::shim::raw
