@@ -327,6 +327,68 @@ static void test_handlers(void)
     close(kvm_of_handler);
 }
 
+// --- Signals of two kinds, as often as they come, whose handler makes system calls in the middle of others.
+
+static int zeros;
+
+static void call_in_handler(int number)
+{
+    (void)number;
+    int before = errno;
+    char byte = 1;
+    CHECK(read(zeros, &byte, 1) == 1 && byte == 0);
+    CHECK(ioctl(kvm_of_handler, KVM_GET_API_VERSION, 0) == 12);
+    handled++;
+    errno = before;
+}
+
+static void *call_often(void *over)
+{
+    sigset_t none;
+    sigemptyset(&none);
+    for (int i = 0; i < 3000; i++) {
+        char bytes[32];
+        memset(bytes, 1, sizeof bytes);
+        CHECK(pread(zeros, bytes, 17, i) == 17 && bytes[16] == 0 && bytes[17] == 1);
+        CHECK(ioctl(kvm_of_handler, KVM_GET_API_VERSION, 0) == 12);
+        struct timespec soon = {.tv_nsec = 1000};
+        CHECK(ppoll(NULL, 0, &soon, &none) == 0 || errno == EINTR);
+    }
+    __atomic_fetch_add((int *)over, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n((int *)over, __ATOMIC_SEQ_CST) < 3) {
+        usleep(1000);
+    }
+    return NULL;
+}
+
+static void test_storm(void)
+{
+    pthread_t threads[2];
+    int over = 0;
+    zeros = open("/dev/zero", O_RDONLY);
+    kvm_of_handler = open("/dev/kvm", O_RDWR);
+    handled = 0;
+    install(SIGUSR1, call_in_handler, SA_RESTART);
+    install(SIGUSR2, call_in_handler, SA_RESTART);
+    for (int i = 0; i < 2; i++) {
+        CHECK(pthread_create(&threads[i], NULL, call_often, &over) == 0);
+    }
+    while (__atomic_load_n(&over, __ATOMIC_SEQ_CST) < 2) {
+        for (int i = 0; i < 2; i++) {
+            pthread_kill(threads[i], SIGUSR1);
+            pthread_kill(threads[i], SIGUSR2);
+        }
+        usleep(20);
+    }
+    __atomic_fetch_add(&over, 1, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < 2; i++) {
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    }
+    CHECK(handled > 0);
+    close(zeros);
+    close(kvm_of_handler);
+}
+
 // --- An interrupt through an eventfd.
 
 static void test_irqfd(void)
@@ -518,6 +580,7 @@ int main(int argc, char **argv)
     test_kick(1, 0xf4);  // hlt
     test_signals_of_other_calls();
     test_handlers();
+    test_storm();
     test_irqfd();
     test_threads();
     test_processes();

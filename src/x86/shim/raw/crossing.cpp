@@ -23,7 +23,7 @@ vmm_raw_restorer:
     syscall
 
     # A system call of the client is passed on, with all registers the client's.  Where a signal
-    # meets this code, vmm_raw_deliver() shows the client its own SYSCALL.
+    # meets this code, vmm_raw_on_signal shows the client its own SYSCALL.
     .globl vmm_raw_pass, vmm_raw_passed, vmm_raw_pass_end
 vmm_raw_pass:
     syscall
@@ -107,6 +107,49 @@ vmm_raw_enter:
     .p2align 4
     .globl vmm_raw_on_signal
 vmm_raw_on_signal:
+    rdgsbase %rax
+    test %rax, %rax
+    jz 8f
+    cmpb $0, 8(%rax)
+    je 8f
+    # If a system call that is passed on has been interrupted, the frame is made to show the client's
+    # own SYSCALL, before a handler makes another one.  Another signal may come on the way: until
+    # vmm_raw_shown, RDX stays at the frame and nothing is written but there, so that the second one
+    # does it for the first, which then starts again.  R8: the frame that is looked at.
+    mov %rdx, %r8
+5:  mov 168(%r8), %rcx
+    mov %rcx, %r10
+    lea vmm_raw_on_signal(%rip), %r9
+    sub %r9, %r10
+    cmp $(vmm_raw_shown - vmm_raw_on_signal), %r10
+    jae 6f
+    mov %r9, 168(%r8)
+    mov 136(%r8), %r8
+    jmp 5b
+6:  lea vmm_raw_pass(%rip), %r9
+    sub %r9, %rcx
+    cmp $(vmm_raw_pass_end - vmm_raw_pass), %rcx
+    jae 8f
+    mov 48(%rax), %r9
+    mov %r9, 104(%r8)
+    mov 56(%rax), %r9
+    mov %r9, 112(%r8)
+    mov 64(%rax), %r9
+    mov %r9, 136(%r8)
+    mov 72(%rax), %r9
+    mov %r9, 56(%r8)
+    mov 80(%rax), %r9
+    mov %r9, 40(%r8)
+    mov 88(%rax), %r9
+    mov %r9, 48(%r8)
+    mov 40(%rax), %r9
+    test %rcx, %rcx
+    jnz 7f
+    sub $2, %r9                 # Not executed yet, or to be executed again: from its SYSCALL.
+7:  mov %r9, 168(%r8)
+8:
+    .globl vmm_raw_shown
+vmm_raw_shown:
     push %rdi
     push %rsi
     push %rdx
@@ -134,6 +177,15 @@ vmm_raw_on_signal:
 // NOLINTEND(hicpp-no-assembler)
 
 namespace vmm::shim::raw {
+
+// What vmm_raw_on_signal writes to.
+template <int Register>
+constexpr std::size_t offset_in_frame = offsetof(ucontext_t, uc_mcontext) +
+                                        offsetof(mcontext_t, gregs) + Register * sizeof(greg_t);
+static_assert(offset_in_frame<REG_R8> == 40 && offset_in_frame<REG_R9> == 48 &&
+              offset_in_frame<REG_R10> == 56 && offset_in_frame<REG_RDI> == 104 &&
+              offset_in_frame<REG_RSI> == 112 && offset_in_frame<REG_RDX> == 136 &&
+              offset_in_frame<REG_RIP> == 168);
 
 int take_system_calls(ClientThread& thread) noexcept
 {

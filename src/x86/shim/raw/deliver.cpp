@@ -51,27 +51,6 @@ bool is_intel() noexcept
 constexpr std::uint64_t nothing_to_do = 0;
 constexpr std::uint64_t in_library = 1;
 
-/// A system call that is passed on is executed by our code: the client sees its own.
-void show_own_call(const ClientThread& thread, greg_t* registers) noexcept
-{
-    const auto rip = static_cast<std::uint64_t>(registers[REG_RIP]);
-    const std::uint64_t pass = reinterpret_cast<std::uint64_t>(&vmm_raw_pass[0]);
-    const std::uint64_t end = reinterpret_cast<std::uint64_t>(&vmm_raw_pass_end[0]);
-    if (rip < pass || rip >= end) {
-        return;
-    }
-    constexpr std::uint64_t size_of_syscall = 2;
-    // Not executed yet, or to be executed again: from the start.
-    const std::uint64_t back = rip == pass ? size_of_syscall : 0;
-    registers[REG_RIP] = static_cast<greg_t>(thread.client_next - back);
-    constexpr int places[argument_count] = {REG_RDI, REG_RSI, REG_RDX, REG_R10, REG_R8, REG_R9};
-    const std::uint64_t* const arguments =
-        reinterpret_cast<const std::uint64_t*>(&thread.arguments);
-    for (std::size_t i = 0; i < argument_count; ++i) {
-        registers[places[i]] = static_cast<greg_t>(arguments[i]);
-    }
-}
-
 void act_by_default(const ClientThread& thread, int signal, const siginfo_t& info) noexcept
 {
     const KernelAction plain{0, 0, 0, 0};
@@ -143,7 +122,6 @@ std::uint64_t vmm_raw_deliver(vmm::shim::raw::ClientThread* thread,
     if (signal == SIGSEGV && info->si_code == SI_KERNEL && vmm_raw_answer_cpuid(context, true)) {
         return nothing_to_do;
     }
-    show_own_call(*thread, &context->uc_mcontext.gregs[0]);
     WantedAction& wanted = wanted_actions[signal];
     const std::uint64_t handler = __atomic_load_n(&wanted.handler, __ATOMIC_ACQUIRE);
     constexpr std::uint64_t ignored = 1;
