@@ -540,6 +540,17 @@ TEST_F(LocalApicTest, StateSurvivesATrip)
     EXPECT_EQ(apic[1]->acknowledge(), 0x44) << "the timer goes on from its count";
 }
 
+TEST_F(LocalApicTest, ThePicStillReachesTheCpuWhenItsResetStateIsRestored)
+{
+    apic[0]->reset();
+    ASSERT_TRUE(apic[0]->accepts_pic_interrupt());
+    const LapicState state = apic[0]->state();
+    ASSERT_EQ(state.get(Reg::Svr) & 0x100U, 0U) << "disabled by software";
+    ASSERT_TRUE(apic[0]->set_state(state));
+    EXPECT_TRUE(apic[0]->accepts_pic_interrupt());
+    EXPECT_EQ(lapic_read(0, Reg::LvtLint0), 0x700U);
+}
+
 TEST_F(LocalApicTest, SetStateRefusesAnotherApicsIdInX2apicMode)
 {
     to_x2apic(1);

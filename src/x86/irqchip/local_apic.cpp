@@ -543,12 +543,11 @@ Result<void> LocalApic::set_state(const LapicState& state)
         // Vectors below 16 cannot be in service; if requested, they have too little priority ever
         // to be taken, and KVM keeps them.
         regs_[static_cast<std::size_t>(Reg::Isr) >> 4U] &= 0xffff'0000U;
-        write_svr_locked(reg(Reg::Svr));
+        // Without the side effects of a write: as after reset, LINT0 may be open with the APIC
+        // disabled by software.
+        reg(Reg::Svr) &= writable_locked(Reg::Svr);
         for (const Reg lvt : apic::lvt_registers) {
-            // Through the writable bits, and without the mode change's side effects.
-            if (lvt != Reg::LvtTimer) {
-                write_lvt_locked(lvt, reg(lvt));
-            }
+            reg(lvt) &= writable_locked(lvt);
         }
         pending_errors_ = 0;
         restore_timer_locked(reg(Reg::CurrentCount));

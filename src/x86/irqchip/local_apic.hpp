@@ -237,6 +237,8 @@ private:
     [[nodiscard]] bool write_x2apic_locked(std::uint32_t index,
                                            std::uint64_t value,
                                            Effects& effects) noexcept;
+    /// Of SVR or an LVT register.
+    [[nodiscard]] std::uint32_t writable_locked(LapicRegister r) const noexcept;
     void write_svr_locked(std::uint32_t value) noexcept;
     void write_lvt_locked(LapicRegister r, std::uint32_t value) noexcept;
     void write_icr_locked(std::uint32_t low, std::uint32_t high, Effects& effects) noexcept;

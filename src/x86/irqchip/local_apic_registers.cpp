@@ -136,10 +136,24 @@ bool LocalApic::write_mode_dependent_locked(Reg r, std::uint32_t value, Effects&
     return true;
 }
 
+std::uint32_t LocalApic::writable_locked(Reg r) const noexcept
+{
+    switch (r) {
+    case Reg::Svr: {
+        const bool directed = (reg(Reg::Version) & apic::version_suppress_eoi_broadcast) != 0U;
+        return 0x3ffU | (directed ? apic::svr_suppress_eoi_broadcast : 0U);
+    }
+    case Reg::LvtTimer: return 0x3'00ffU | (features_.tsc_deadline ? 1U << 18U : 0U);
+    case Reg::LvtLint0:
+    case Reg::LvtLint1: return 0x1'a7ffU;  // Trigger mode, polarity, delivery mode.
+    case Reg::LvtError: return 0x1'00ffU;
+    default: return 0x1'07ffU;
+    }
+}
+
 void LocalApic::write_svr_locked(std::uint32_t value) noexcept
 {
-    const bool directed = (reg(Reg::Version) & apic::version_suppress_eoi_broadcast) != 0U;
-    reg(Reg::Svr) = value & (0x3ffU | (directed ? apic::svr_suppress_eoi_broadcast : 0U));
+    reg(Reg::Svr) = value & writable_locked(Reg::Svr);
     if (!software_enabled()) {
         // SDM Vol. 3A "Local APIC State After It Has Been Software Disabled".
         for (const Reg lvt : apic::lvt_registers) {
@@ -150,15 +164,7 @@ void LocalApic::write_svr_locked(std::uint32_t value) noexcept
 
 void LocalApic::write_lvt_locked(Reg r, std::uint32_t value) noexcept
 {
-    std::uint32_t writable = 0x1'00ff;
-    if (r == Reg::LvtTimer) {
-        writable |= (1U << 17U) | (features_.tsc_deadline ? 1U << 18U : 0U);
-    } else if (r == Reg::LvtLint0 || r == Reg::LvtLint1) {
-        writable |= 0xa700;  // Trigger mode, polarity, delivery mode.
-    } else if (r != Reg::LvtError) {
-        writable |= 0x700;
-    }
-    reg(r) = (value & writable) | (software_enabled() ? 0U : apic::lvt_masked);
+    reg(r) = (value & writable_locked(r)) | (software_enabled() ? 0U : apic::lvt_masked);
     if (r == Reg::LvtTimer) {
         update_timer_mode_locked();
     }

@@ -107,8 +107,6 @@ void LocalApic::write_divide_locked(std::uint32_t value) noexcept
 
 void LocalApic::restore_timer_locked(std::uint32_t current_count) noexcept
 {
-    const std::uint32_t writable = 0x3'00ffU | (features_.tsc_deadline ? 1U << 18U : 0U);
-    reg(Reg::LvtTimer) &= writable;
     reg(Reg::DivideConfiguration) &= 0xbU;
     timer_mode_ = static_cast<TimerMode>((reg(Reg::LvtTimer) >> 17U) & 3U);
     tsc_deadline_ = 0;  // Restored through its MSR, after this.
