@@ -38,7 +38,6 @@ struct vmm_cpu {
 	u64 generation;
 	u32 next_asid;
 	u64 last_vcpu;
-	u64 tsc_aux;
 };
 static DEFINE_PER_CPU(struct vmm_cpu, cpus);
 
@@ -406,6 +405,7 @@ static void enter(struct vmm_vcpu *vcpu)
 	u64 host = __sme_set(page_to_phys(cpu->host));
 	bool debugs = vmcb->save.dr7 & DR_GLOBAL_ENABLE_MASK || vmcb->save.dr7 & DR_LOCAL_ENABLE_MASK;
 	struct ownership own;
+	u64 tsc_aux = 0;
 	int i;
 
 	own_svm(cpu, &own);
@@ -420,7 +420,10 @@ static void enter(struct vmm_vcpu *vcpu)
 	if (debugs)
 		for (i = 0; i < 4; i++)
 			set_debugreg(vcpu->dr[i], i);
-	if (vcpu->tsc_aux != cpu->tsc_aux)
+	/* kvm_amd leaves its guest's there until the thread returns to user space. */
+	if (boot_cpu_has(X86_FEATURE_RDTSCP))
+		rdmsrl(MSR_TSC_AUX, tsc_aux);
+	if (boot_cpu_has(X86_FEATURE_RDTSCP) && vcpu->tsc_aux != tsc_aux)
 		wrmsrl(MSR_TSC_AUX, vcpu->tsc_aux);
 	if (host_xss)
 		wrmsrl(MSR_IA32_XSS, 0);
@@ -437,8 +440,8 @@ static void enter(struct vmm_vcpu *vcpu)
 		xsetbv(XCR_XFEATURE_ENABLED_MASK, host_xcr0);
 	if (host_xss)
 		wrmsrl(MSR_IA32_XSS, host_xss);
-	if (vcpu->tsc_aux != cpu->tsc_aux)
-		wrmsrl(MSR_TSC_AUX, cpu->tsc_aux);
+	if (boot_cpu_has(X86_FEATURE_RDTSCP) && vcpu->tsc_aux != tsc_aux)
+		wrmsrl(MSR_TSC_AUX, tsc_aux);
 	/* The exit has cleared DR7. */
 	if (hw_breakpoint_active())
 		hw_breakpoint_restore();
@@ -600,7 +603,6 @@ u32 vmm_svm_features(void)
 /* On each CPU when the module is loaded, and on those that come later, which are not let on otherwise. */
 static int check_cpu(unsigned int number)
 {
-	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
 	u64 vm_cr;
 
 	if (!boot_cpu_has(X86_FEATURE_SVM) || !(cpuid_ecx(0x80000001) & BIT(2)) ||
@@ -613,9 +615,6 @@ static int check_cpu(unsigned int number)
 		pr_err("CPU %u: the firmware has disabled SVM (VM_CR.SVMDIS)\n", number);
 		return -EPERM;
 	}
-	cpu->tsc_aux = 0;
-	if (boot_cpu_has(X86_FEATURE_RDTSCP))
-		rdmsrl(MSR_TSC_AUX, cpu->tsc_aux);
 	return 0;
 }
 

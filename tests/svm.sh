@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# The svm engine and its helper in a machine with SVM (tests/hardware.sh), with the programs of build/PRESET:
+#
+#     tests/svm.sh [PRESET [CHECK]]    dev; with CHECK, those whose name has it; takes some ten minutes
+#
+# VMM_HELPER_CALLS and VMM_HELPER_KILLS say how long the bad callers go on.  Ends with a line "N passed, N failed"; exit
+# status 0 if nothing failed.
+
+set -u
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=../cmake/packages.sh
+source "$root/cmake/packages.sh"
+# shellcheck source=../cmake/guest.sh
+source "$root/cmake/guest.sh"
+# shellcheck source=checks.sh
+source "$root/tests/checks.sh"
+bin=$root/build/${1:-dev}/bin
+wanted=${2:-}
+seconds=${VMM_GUEST_SECONDS:-600} # The most one machine may take.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+find_kernel
+cp "$kernel" "$work/vmlinuz"
+
+# A guest's initramfs, as examples/run.sh makes it for a command.
+cat >"$work/take-initrd" <<END
+#!/bin/bash
+while [[ \$# -gt 0 ]]; do [[ \$1 != --initrd ]] || cp "\$2" "$work/guest-initrd"; shift; done
+END
+chmod +x "$work/take-initrd"
+VMM_LINUX=$work/take-initrd "$root/examples/run.sh" -- 'nproc; uname -s' >/dev/null 2>&1
+
+# machine NAME MODULES REGEX FILE… -- LINE: the output of the shell's LINE in a machine matches REGEX, and its kernel
+# had nothing to complain of.
+machine() {
+    local name=$1 modules=$2 regex=$3 files=() output status problem=
+    shift 3
+    [[ $name == *"$wanted"* ]] || return 0
+    while [[ $1 != -- ]]; do
+        files+=(--file "$1")
+        shift
+    done
+    printf '%s\n' "$2" >"$work/line"
+    output=$("$root/tests/hardware.sh" svm --modules "$modules" --memory 2048 --console "$work/console" \
+        --timeout "$seconds" --file "$work/line" "${files[@]}" -- sh /vmm/line 2>"$work/errors")
+    status=$?
+    printf '%s\n' "$output" >"$work/output"
+    [[ $status -eq 0 ]] || problem="exit status $status"
+    grep -qE "$regex" "$work/output" || problem+=" no '$regex' in its output"
+    report "$name" "$problem" "$work/output" "$work/errors" "$work/console"
+}
+
+# linux ENGINE CPUS: a line that boots Debian's kernel.
+linux() {
+    echo "/vmm/vmm-linux --engine $1 --cpus $2 --kernel /vmm/vmlinuz --initrd /vmm/guest-initrd --memory 200M" \
+        "--no-reboot --append 'console=ttyS0,115200 quiet loglevel=1 panic=-1 vmm_mode=command'"
+}
+guest=("$bin/vmm-linux" "$work/vmlinuz" "$work/guest-initrd")
+
+machine "vmm-info says that svm is usable" vmm_helper '^svm +usable' "$bin/vmm-info" -- /vmm/vmm-info
+machine "vmm-hello" vmm_helper 'Hello' "$bin/vmm-hello" -- /vmm/vmm-hello
+machine "the engine suite" vmm_helper 'PASSED' "$bin/vmm_core_tests" -- \
+    "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*svm'"
+machine "the engine suite beside kvm_amd" 'kvm_amd vmm_helper' 'PASSED' "$bin/vmm_core_tests" -- \
+    "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*svm'"
+machine "the helper's calls and bad callers" vmm_helper 'PASSED' "$bin/vmm_helper_tests" -- \
+    "VMM_HELPER_CALLS=${VMM_HELPER_CALLS:-20000} VMM_HELPER_KILLS=${VMM_HELPER_KILLS:-20} /vmm/vmm_helper_tests"
+machine "a module with a VM stays; CPUs go and come under a guest" vmm_helper '^stays 2 Linux unloaded' \
+    "${guest[@]}" -- "$(linux svm 2) >/tmp/out &
+vm=\$!
+until [ \$(cat /sys/module/vmm_helper/refcnt) -gt 0 ]; do kill -0 \$vm || exit 1; done
+for i in 1 2 3 4 5; do
+    rmmod vmm_helper 2>/dev/null && echo gone
+    echo 0 >/sys/devices/system/cpu/cpu1/online
+    echo 1 >/sys/devices/system/cpu/cpu1/online
+    sleep 1
+done
+wait \$vm && echo stays \$(cat /tmp/out) \$(rmmod vmm_helper && echo unloaded)"
+for cpus in 1 2; do
+    machine "Debian's kernel with $cpus CPUs" vmm_helper "^$cpus\$" "${guest[@]}" -- "$(linux svm "$cpus")"
+    machine "Debian's kernel with $cpus CPUs, and another one on kvm_amd" 'kvm_amd vmm_helper' "^kvm 1 Linux svm $cpus Linux" \
+        "${guest[@]}" -- "$(linux kvm 1) >/tmp/kvm & $(linux svm "$cpus") >/tmp/svm; wait; echo kvm \$(cat /tmp/kvm) svm \$(cat /tmp/svm)"
+done
+finish
