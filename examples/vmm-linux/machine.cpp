@@ -228,12 +228,20 @@ Outcome Machine::run()
 void Machine::print_statistics() const
 {
     for (const vmm::Vcpu& vcpu : vcpus_) {
-        std::string line;
-        for (const vmm::Statistic& each : vcpu.statistics()) {
-            line += fmt::format(" {} {}", each.name, each.value);
-        }
-        fmt::print(stderr, "vmm-linux: vCPU {}:{}\n", vcpu.id(), line);
+        vmm::VcpuStatistics seen = vcpu.statistics();
+        seen.last_exits.clear();  // Of a guest that came to its end.
+        fmt::print(stderr, "{}", vmm::to_text({&seen, 1}));
     }
+}
+
+std::string Machine::statistics() const
+{
+    std::vector<vmm::VcpuStatistics> all;
+    all.reserve(vcpus_.size());
+    for (const vmm::Vcpu& vcpu : vcpus_) {
+        all.push_back(vcpu.statistics());
+    }
+    return vmm::to_prometheus(all);
 }
 
 void Machine::stop(Outcome outcome)

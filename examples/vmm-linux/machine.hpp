@@ -60,6 +60,8 @@ public:
 
     /// To standard error, between two runs.
     void print_statistics() const;
+    /// What it counts, in Prometheus' text format.  Any thread, while it runs.
+    [[nodiscard]] std::string statistics() const;
 
 private:
     explicit Machine(vmm::Vm vm) : vm_{std::move(vm)} {}

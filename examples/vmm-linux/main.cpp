@@ -18,6 +18,7 @@
 #include "machine.hpp"
 #include "options.hpp"
 #include "panic_watch.hpp"
+#include "publisher.hpp"
 #include "vmm/device/terminal.hpp"
 #include "vmm/unique_fd.hpp"
 
@@ -157,6 +158,17 @@ int status_of(const Outcome& outcome, bool saw_panic)
     return stuck;
 }
 
+/// Runs it in the sight of vmm-top.
+Outcome run(Machine& machine)
+{
+    const auto publisher = vmm_linux::Publisher::create([&] { return machine.statistics(); });
+    if (!publisher) {
+        fmt::print(stderr, "vmm-linux: vmm-top will not see this machine: {}\n",
+                   publisher.error().message());
+    }
+    return machine.run();
+}
+
 Result<int> boot(const Options& options)
 {
     VMM_TRY(const Images images, read_images(options));
@@ -177,7 +189,7 @@ Result<int> boot(const Options& options)
             VMM_TRY_VOID(console.open(*loop));
         }
         console.attach(machine.get());
-        const Outcome outcome = machine->run();
+        const Outcome outcome = run(*machine);
         console.attach(nullptr);
         if (options.statistics) {
             machine->print_statistics();

@@ -108,6 +108,7 @@ enum class Capability : std::uint32_t {
     ImmediateExit = 136,
     GetMsrFeatures = 153,
     CoalescedPio = 162,
+    ExceptionPayload = 164,
     ManualDirtyLogProtect2 = 168,
     X86UserSpaceMsr = 188,
     X86MsrFilter = 189,

@@ -16,22 +16,17 @@
 #include "vmm/exit.hpp"
 #include "vmm/export.hpp"
 #include "vmm/result.hpp"
+#include "vmm/statistics.hpp"
 #include "vmm/x86/irqchip_state.hpp"
 #include "vmm/x86/state.hpp"
 
 namespace vmm {
 
-/// One of `Vcpu::statistics()`.
-struct Statistic {
-    std::string_view name{};  ///< Static: never dangles.
-    std::uint64_t value{};
-};
-
 /// A virtual CPU.  Created by `Vm::create_vcpu()`, in the state that RESET leaves (SDM Vol. 3A
 /// "Processor State After Reset").
 ///
 /// Thread safety: one thread at a time; whichever thread calls `run()` is the vCPU.  Only a
-/// `Kicker` reaches it from elsewhere.
+/// `Kicker` and `statistics()` reach it from elsewhere.
 ///
 /// State set here is what the next `run()` continues with.  After a port, MMIO or MSR exit,
 /// RIP and registers are final only once that access is completed: by the next `run()`, or by
@@ -133,13 +128,21 @@ public:
     /// KVM_TRANSLATE: the guest-physical address of a linear one, or nothing if it is unmapped.
     [[nodiscard]] std::optional<Gpa> translate(Gva linear) const noexcept;
 
-    /// What this vCPU has done since its creation, for people who look where time goes.  Which ones
-    /// there are depends on the engine and may change with each version.  `exits`: returns of
-    /// `run()`.  Engine `soft` has also: `blocks` of guest code decoded, `translations` of them
-    /// into host code, `chains` of one translation to another, `code_resets` for want of memory for
-    /// them, `tlb_fills`, `tlb_flushes`, `page_flushes`, `faults` of the guest, and `run_loops`,
-    /// blocks that were gone on to the slow way.
-    [[nodiscard]] std::vector<Statistic> statistics() const;
+    /// What this vCPU has done since its creation.  Any thread, while the guest runs: each number
+    /// is exact, but not all are of one instant.
+    ///
+    /// Counters with KVM's names mean what KVM's do: `exits` that left guest code, whether the
+    /// library or the caller answered; of them `io_exits` for ports, and `mmio_exits` to the
+    /// caller; `halt_exits`, `irq_window_exits`, `nmi_window_exits`, `hypercalls`; `signal_exits`,
+    /// runs that a kick ended; `request_irq_exits`, runs that ended with `IrqWindow`;
+    /// `irq_injections`, `nmi_injections`; `halt_wakeup`, `halt_wait_ns`, `blocking`.
+    ///
+    /// Engine `soft` has also: `tlb_flush`, `invlpg` (KVM's names), `blocks` of guest code decoded,
+    /// `translations` of them into host code, `chains` of one translation to another, `code_resets`
+    /// for want of memory for them, `tlb_fills`, `faults` of the guest, and `run_loops`, blocks
+    /// that were gone on to the slow way.  Engine `kvm` has what the host's KVM tells of the others
+    /// of its own (Linux 5.14): `pf_taken`, `insn_emulation`, `fpu_reload` …
+    [[nodiscard]] VcpuStatistics statistics() const;
 
     // --- Interrupts, where the VM has no PIC of its own: no irqchip, or a split one.
 

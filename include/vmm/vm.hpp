@@ -237,6 +237,10 @@ public:
     /// @return EEXIST for an id in use, EINVAL for one of 1,024 or more.
     [[nodiscard]] Result<Vcpu> create_vcpu(std::uint32_t id);
 
+    /// What this VM has done since its creation, with KVM's names: `remote_tlb_flush`, how often
+    /// all vCPUs had to drop their translations, for a slot or a dirty log.  Any thread.
+    [[nodiscard]] std::vector<Statistic> statistics() const;
+
     /// Where timers of this VM expire, for devices that need one too.
     [[nodiscard]] EventLoop& event_loop() const noexcept;
 

@@ -9,5 +9,6 @@
 #include "vmm/exit.hpp"
 #include "vmm/kvm.hpp"
 #include "vmm/result.hpp"
+#include "vmm/statistics.hpp"
 #include "vmm/vcpu.hpp"
 #include "vmm/vm.hpp"

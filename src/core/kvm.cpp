@@ -123,6 +123,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::GetMsrFeatures:
     case Capability::CoalescedPio:
     case Capability::ManualDirtyLogProtect2:
+    case Capability::ExceptionPayload:
     case Capability::X86UserSpaceMsr:
     case Capability::X86MsrFilter: return 1;
     case Capability::Mce: return static_cast<int>(x86::max_mce_banks);

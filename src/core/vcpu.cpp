@@ -239,13 +239,9 @@ std::optional<Gpa> Vcpu::translate(Gva linear) const noexcept
     return core_->translate(linear);
 }
 
-std::vector<Statistic> Vcpu::statistics() const
+VcpuStatistics Vcpu::statistics() const
 {
-    std::vector<Statistic> all{{"exits", core_->exits()}};
-    for (const auto& [name, value] : core_->engine_counters()) {
-        all.push_back({name, value});
-    }
-    return all;
+    return core_->statistics();
 }
 
 Result<void> Vcpu::interrupt(std::uint8_t vector)

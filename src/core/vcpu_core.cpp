@@ -46,7 +46,12 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
     return vcpu;
 }
 
-VcpuCore::VcpuCore(std::shared_ptr<VmCore> vm, std::uint32_t id) : vm_{std::move(vm)}, id_{id} {}
+VcpuCore::VcpuCore(std::shared_ptr<VmCore> vm, std::uint32_t id)
+    : vm_{std::move(vm)},
+      id_{id},
+      counters_{vm_->timed_one_in(), vm_->tsc_khz()}
+{
+}
 
 VcpuCore::~VcpuCore()
 {
@@ -157,6 +162,7 @@ Result<Exit> VcpuCore::run() noexcept
         if (kicked_.load(std::memory_order_relaxed) &&
             kicked_.exchange(false, std::memory_order_acquire)) {
             complete_pending();
+            ++counters_.signal_exits;
             return Exit{Interrupted{}, this};
         }
         if (lapic_ != nullptr) {
@@ -178,10 +184,10 @@ Result<Exit> VcpuCore::run() noexcept
         }
         choose_event();
         io_pending_ = false;
+        counters_.entering();
         const EngineExit& exit = engine_->enter();
         note_delivered_nmi();
         if (auto reason = handle(exit)) {
-            ++exits_;
             return Exit{*reason, this};
         }
     }
@@ -275,6 +281,23 @@ bool VcpuCore::is_runnable() noexcept
 
 void VcpuCore::block() noexcept
 {
+    const bool halted = mp_state_ == x86::MpState::Halted;
+    const std::uint64_t began = vm_->event_loop().now_ns();
+    counters_.blocking = 1;
+    wait_for_event();
+    counters_.blocking = 0;
+    if (halted) {
+        const std::uint64_t waited = vm_->event_loop().now_ns() - began;
+        counters_.halt_wait_ns += waited;
+        ++counters_.halt_wait_hist[ExitCounters::bucket_of(waited)];
+        if (has_wake_event()) {
+            ++counters_.halt_wakeup;
+        }
+    }
+}
+
+void VcpuCore::wait_for_event() noexcept
+{
     for (;;) {
         const std::uint32_t seen = doorbell_.rings();
         if (kicked_.load(std::memory_order_relaxed) || init_pending_.load() ||
@@ -291,6 +314,7 @@ void VcpuCore::note_delivered_nmi() noexcept
 {
     if (std::exchange(state(StateGroup::Registers).nmi_delivered, false)) {
         nmi_pending_.fetch_sub(1);
+        ++counters_.nmi_injections;
     }
 }
 
@@ -323,6 +347,7 @@ void VcpuCore::choose_event() noexcept
         } else {
             nmi_pending_.fetch_sub(1);
             cpu.inject = x86::Event{x86::EventKind::Nmi, 2};
+            ++counters_.nmi_injections;
             cpu.nmi_window_requested = nmi_pending_.load(std::memory_order_relaxed) != 0U;
             cpu.irq_window_requested |= has_interrupt();
             return;
@@ -339,6 +364,7 @@ void VcpuCore::choose_event() noexcept
         has_user_interrupt() ? std::exchange(user_interrupt_, std::nullopt) : lapic_->acknowledge();
     if (vector) {
         cpu.inject = x86::Event{x86::EventKind::ExternalInterrupt, *vector};
+        ++counters_.irq_injections;
     }
     // The PIC may have one too.
     cpu.irq_window_requested |= lapic_ != nullptr && lapic_->has_interrupt();
@@ -346,44 +372,66 @@ void VcpuCore::choose_event() noexcept
 
 std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
 {
+    const std::uint64_t rip = state(StateGroup::Registers).rip;
     switch (exit.reason) {
     case EngineExit::Reason::Interrupted:
-    case EngineExit::Reason::NmiWindow: return std::nullopt;
+        counters_.left(ExitKind::Request, 0, rip);
+        return std::nullopt;
+    case EngineExit::Reason::NmiWindow:
+        counters_.left(ExitKind::NmiWindow, 0, rip);
+        return std::nullopt;
     case EngineExit::Reason::IrqWindow:
+        counters_.left(ExitKind::IrqWindow, 0, rip);
         if (user_irq_window_ && !user_interrupt_ && takes_user_interrupts()) {
+            ++counters_.request_irq_exits;
             return IrqWindow{};
         }
         return std::nullopt;
     case EngineExit::Reason::PortRead:
         io_pending_ = true;
+        counters_.left(ExitKind::PortRead, exit.port, rip);
         return PortRead{Port{exit.port}, exit.size, exit.data};
     case EngineExit::Reason::PortWrite:
         io_pending_ = true;
+        counters_.left(ExitKind::PortWrite, exit.port, rip);
         return PortWrite{Port{exit.port}, exit.size, exit.data};
     case EngineExit::Reason::MmioRead:
         io_pending_ = true;
+        counters_.left(ExitKind::MmioRead, exit.gpa, rip);
         return MmioRead{Gpa{exit.gpa}, exit.data};
     case EngineExit::Reason::MmioWrite:
         io_pending_ = true;
+        counters_.left(ExitKind::MmioWrite, exit.gpa, rip);
         return MmioWrite{Gpa{exit.gpa}, exit.data};
     case EngineExit::Reason::Halt:
+        counters_.left(ExitKind::Halt, 0, rip);
         if (lapic_ == nullptr) {
             return Halt{};
         }
         mp_state_ = x86::MpState::Halted;
         return std::nullopt;
-    case EngineExit::Reason::Shutdown: return Shutdown{};
+    case EngineExit::Reason::Shutdown:
+        counters_.left(ExitKind::Shutdown, 0, rip);
+        return Shutdown{};
     case EngineExit::Reason::Debug:
+        counters_.left(ExitKind::Debug, 0, rip);
         return Debug{exit.debug.exception, Gva{exit.debug.pc}, exit.debug.dr6, exit.debug.dr7};
     case EngineExit::Reason::InternalError:
+        counters_.left(ExitKind::InternalError, 0, rip);
         return InternalError{{exit.instruction.data(), exit.instruction_size}};
-    case EngineExit::Reason::Difference: return Difference{exit.report};
-    case EngineExit::Reason::EntryFailure: return EntryFailure{exit.hardware_reason};
+    case EngineExit::Reason::Difference:
+        counters_.left(ExitKind::Difference, 0, rip);
+        return Difference{exit.report};
+    case EngineExit::Reason::EntryFailure:
+        counters_.left(ExitKind::EntryFailure, 0, rip);
+        return EntryFailure{exit.hardware_reason};
     case EngineExit::Reason::MsrRead:
         io_pending_ = true;
+        counters_.left(ExitKind::MsrRead, exit.msr, rip);
         return MsrRead{exit.msr, msr_refusal_, exit.msr_answer};
     case EngineExit::Reason::MsrWrite:
         io_pending_ = true;
+        counters_.left(ExitKind::MsrWrite, exit.msr, rip);
         return MsrWrite{exit.msr, msr_refusal_, exit.msr_value, exit.msr_answer};
     }
     return InternalError{{}};
@@ -393,13 +441,26 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
 
 bool VcpuCore::mmio_read(Gpa gpa, std::span<std::byte> data) noexcept
 {
-    if (lapic_ != nullptr && vm_->irqchip()->mmio_read(id_, gpa, data)) {
-        return true;
+    const std::uint64_t asked = counters_.asking();
+    if ((lapic_ == nullptr || !vm_->irqchip()->mmio_read(id_, gpa, data)) &&
+        !vm_->mmio_bus.read(gpa, data)) {
+        return false;
     }
-    return vm_->mmio_bus.read(gpa, data);
+    counters_.answered(ExitKind::DeviceMmioRead, gpa.value(), asked);
+    return true;
 }
 
 bool VcpuCore::mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept
+{
+    const std::uint64_t asked = counters_.asking();
+    if (!answer_mmio_write(gpa, data)) {
+        return false;
+    }
+    counters_.answered(ExitKind::DeviceMmioWrite, gpa.value(), asked);
+    return true;
+}
+
+bool VcpuCore::answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept
 {
     if (lapic_ != nullptr && vm_->irqchip()->mmio_write(id_, gpa, data)) {
         return true;
@@ -413,10 +474,25 @@ bool VcpuCore::mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept
 
 bool VcpuCore::port_read(Port port, std::span<std::byte> data) noexcept
 {
-    return vm_->port_bus.read(port, data);
+    const std::uint64_t asked = counters_.asking();
+    if (!vm_->port_bus.read(port, data)) {
+        return false;
+    }
+    counters_.answered(ExitKind::DevicePortRead, port.value(), asked);
+    return true;
 }
 
 bool VcpuCore::port_write(Port port, std::span<const std::byte> data) noexcept
+{
+    const std::uint64_t asked = counters_.asking();
+    if (!answer_port_write(port, data)) {
+        return false;
+    }
+    counters_.answered(ExitKind::DevicePortWrite, port.value(), asked);
+    return true;
+}
+
+bool VcpuCore::answer_port_write(Port port, std::span<const std::byte> data) noexcept
 {
     if (vm_->port_sinks.ring(port, data) || vm_->port_bus.write(port, data)) {
         return true;
@@ -494,6 +570,7 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
     const std::uint64_t width = is_64 ? ~std::uint64_t{0} : 0xffff'ffffU;
     const std::uint64_t call = cpu.gpr[x86::Rax] & width;
     std::int64_t result = enosys;
+    counters_.answered(ExitKind::Hypercall, cpu.gpr[x86::Rax], 0);
     if (cpu.seg[x86::Ss].dpl != 0U) {
         result = eperm;
     } else if (call == vapic_poll_irq) {

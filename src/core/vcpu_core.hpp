@@ -15,6 +15,7 @@
 #include <optional>
 
 #include "core/doorbell.hpp"
+#include "core/exit_counters.hpp"
 #include "vmm/exit.hpp"
 #include "vmm/vcpu.hpp"
 #include "x86/engine.hpp"
@@ -97,9 +98,8 @@ public:
     std::uint64_t guest_tsc() noexcept override;
     void hypercall(x86::CpuState& state) noexcept override;
 
-    /// For `Vcpu::statistics()`.
-    [[nodiscard]] std::uint64_t exits() const noexcept { return exits_; }
-    [[nodiscard]] auto engine_counters() const { return engine_->counters(); }
+    /// As `Vcpu` documents it.  Any thread.
+    [[nodiscard]] VcpuStatistics statistics() const;
 
     // --- x86::irqchip::VcpuSink.  Any thread.
     void kick() noexcept override;
@@ -132,9 +132,12 @@ private:
     [[nodiscard]] bool has_user_interrupt() const noexcept;
     [[nodiscard]] bool has_interrupt() const noexcept;
     void block() noexcept;
+    void wait_for_event() noexcept;
     void choose_event() noexcept;
     void note_delivered_nmi() noexcept;
     [[nodiscard]] std::optional<Exit::Reason> handle(const x86::EngineExit& exit) noexcept;
+    [[nodiscard]] bool answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept;
+    [[nodiscard]] bool answer_port_write(Port port, std::span<const std::byte> data) noexcept;
     void wake() noexcept;
 
     const std::shared_ptr<VmCore> vm_;
@@ -158,12 +161,13 @@ private:
     Unanswered<Port> unanswered_port_;
     Unanswered<Gpa> unanswered_mmio_;
     x86::MsrExitReason msr_refusal_{};  // Of the MSR access that leaves.
-    std::uint64_t exits_{};
+    ExitCounters counters_;
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool block_events_{};     // A debugger wants no interrupt.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.
     bool shutdown_{};         // A machine check that nothing can handle: the next run ends so.
-    std::optional<std::uint8_t> user_interrupt_;  // KVM_INTERRUPT, waiting.
+    std::optional<std::uint8_t> user_interrupt_;   // KVM_INTERRUPT, waiting.
+    std::optional<x86::Event> pending_exception_;  // Of set_events(), not yet taken up.
 
     // Set by other threads, taken by the vCPU's.
     std::atomic<bool> kicked_{};

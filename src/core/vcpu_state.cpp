@@ -3,6 +3,8 @@
 /// @file
 /// Setting a vCPU's state from outside: what must hold, and the sentence when it does not.
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "core/vcpu_core.hpp"
@@ -311,6 +313,10 @@ x86::VcpuEvents VcpuCore::events() noexcept
             out.exception = {1, event.vector, static_cast<std::uint8_t>(event.has_error_code), 0,
                              event.error_code};
             out.exception_payload = event.payload;
+            if (pending_exception_ == event) {
+                out.exception.injected = 0;
+                out.exception.pending = 1;
+            }
             break;
         case x86::EventKind::ExternalInterrupt: out.interrupt = {1, event.vector, 0, 0}; break;
         case x86::EventKind::SoftwareInterrupt: out.interrupt = {1, event.vector, 1, 0}; break;
@@ -349,6 +355,7 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
     }
     x86::CpuState& cpu = state(StateGroup::Registers);
     cpu.inject.reset();
+    pending_exception_.reset();
     user_interrupt_.reset();
     if (exception) {
         cpu.inject = x86::Event{x86::EventKind::HardwareException,
@@ -357,6 +364,9 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
                                 events.exception.has_error_code != 0U,
                                 events.exception.error_code,
                                 events.exception_payload};
+        if (events.exception.injected == 0U) {
+            pending_exception_ = cpu.inject;
+        }
         keep_user_interrupt(events);
     } else if (events.nmi.injected != 0U) {
         cpu.inject = x86::Event{x86::EventKind::Nmi, 2};
@@ -372,6 +382,47 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
     nmi_pending_.store(events.nmi.pending != 0U ? 1U : 0U);
     state_changed(StateGroup::Registers);
     return success;
+}
+
+VcpuStatistics VcpuCore::statistics() const
+{
+    const auto count = [&](ExitKind kind) { return counters_.count(kind); };
+    VcpuStatistics out;
+    out.vcpu = id_;
+    // What the engine counts better itself comes from there.
+    const auto engine = engine_->counters();
+    const auto add = [&](std::string_view name, std::uint64_t value) {
+        const bool has = std::any_of(engine.begin(), engine.end(),
+                                     [&](const auto& each) { return each.first == name; });
+        if (!has) {
+            out.counters.push_back({name, value});
+        }
+    };
+    add("exits", counters_.total());
+    add("io_exits", count(ExitKind::PortRead) + count(ExitKind::PortWrite) +
+                        count(ExitKind::DevicePortRead) + count(ExitKind::DevicePortWrite));
+    add("mmio_exits", count(ExitKind::MmioRead) + count(ExitKind::MmioWrite));
+    add("signal_exits", counters_.signal_exits.value());
+    add("irq_window_exits", count(ExitKind::IrqWindow));
+    add("nmi_window_exits", count(ExitKind::NmiWindow));
+    add("halt_exits", count(ExitKind::Halt));
+    add("request_irq_exits", counters_.request_irq_exits.value());
+    add("hypercalls", count(ExitKind::Hypercall));
+    add("irq_injections", counters_.irq_injections.value());
+    add("nmi_injections", counters_.nmi_injections.value());
+    add("guest_mode", 0);  // No guest has guests.
+    add("halt_wakeup", counters_.halt_wakeup.value());
+    add("halt_wait_ns", counters_.halt_wait_ns.value());
+    add("blocking", counters_.blocking.value());
+    for (const auto& [name, value] : engine) {
+        out.counters.push_back({name, value});
+    }
+    std::transform(counters_.halt_wait_hist.begin(), counters_.halt_wait_hist.end(),
+                   out.halt_wait_hist.begin(),
+                   [](const x86::Counter& each) { return each.value(); });
+    out.exits = counters_.by_kind();
+    out.last_exits = counters_.last();
+    return out;
 }
 
 x86::MpState VcpuCore::mp_state() noexcept

@@ -160,6 +160,12 @@ Result<Vcpu> Vm::create_vcpu(std::uint32_t id)
     return Vcpu{std::move(vcpu)};
 }
 
+std::vector<Statistic> Vm::statistics() const
+{
+    const std::uint64_t flushes = core_->remote_tlb_flushes();
+    return {{"remote_tlb_flush", flushes}, {"remote_tlb_flush_requests", flushes}};
+}
+
 EventLoop& Vm::event_loop() const noexcept
 {
     return core_->event_loop();

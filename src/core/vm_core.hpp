@@ -111,6 +111,14 @@ public:
     /// set before has reached by now, gives the same offset again.
     [[nodiscard]] std::uint64_t synchronised_tsc_offset(std::uint64_t value) noexcept;
 
+    /// How often all vCPUs had to drop their translations.
+    [[nodiscard]] std::uint64_t remote_tlb_flushes() const noexcept
+    {
+        return remote_tlb_flushes_.load(std::memory_order_relaxed);
+    }
+    /// Of port, MMIO and MSR accesses one in so many is timed.
+    [[nodiscard]] std::uint32_t timed_one_in() const noexcept;
+
     /// All that a guest of this VM may be offered.
     [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
 
@@ -131,6 +139,8 @@ public:
     WriteSinks<Gpa> mmio_sinks{bus::CoalescedKind::Mmio};
 
 private:
+    [[nodiscard]] Result<void> tell_engine_of_memory();
+    void dirty_log_cleared() noexcept;
     VmCore(const KvmOptions& options, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
 
     const KvmOptions options_;
@@ -149,6 +159,7 @@ private:
     std::atomic<bus::CoalescedRing*> coalesced_ring_{};
     std::atomic<bool> has_msr_filter_{};  // Without, the filter need not be looked at.
     memory::Published<x86::MsrFilter> msr_filter_;
+    std::atomic<std::uint64_t> remote_tlb_flushes_{};
     std::atomic<std::uint32_t> msr_exits_{};  // Of `x86::MsrExitReason`.
 
     std::mutex mutex_;  // vcpus_ and all that is made once.

@@ -662,12 +662,7 @@ TEST_P(VcpuTest, TheApicTimerInterruptsAndWakesFromHlt)
 
 std::uint64_t statistic(const Vcpu& vcpu, std::string_view name)
 {
-    for (const Statistic& each : vcpu.statistics()) {
-        if (each.name == name) {
-            return each.value;
-        }
-    }
-    return 0;
+    return vcpu.statistics().counter(name);
 }
 
 TEST(VcpuStatistics, HotCodeIsTranslatedUnlessTheInterpreterIsAskedFor)

@@ -146,6 +146,75 @@ TEST(VmErrno, Slots)
     EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -ENOENT);
 }
 
+TEST(VcpuErrno, SecondFormOfTheSpecialRegisters)
+{
+    const Guest guest;
+    EXPECT_EQ(call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_SREGS2), 1);
+    kvm_sregs2 sregs{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_SREGS2, &sregs), 0);
+    EXPECT_EQ(sregs.flags, 0U);
+    EXPECT_EQ(sregs.apic_base, 0xfee0'0900U);
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_SREGS2, &sregs), 0);
+    sregs.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_SREGS2, &sregs), -EINVAL) << "there is no paging";
+    sregs.flags = 2;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_SREGS2, &sregs), -EINVAL);
+    EXPECT_EQ(call(guest.vcpu(), KVM_GET_SREGS2, 8UL), -EFAULT);
+
+    const std::array<std::uint64_t, 4> pointers{0x3001, 0x4001, 0x5001, 0};
+    std::memcpy(guest.memory().data() + 0x2020, pointers.data(), sizeof pointers);
+    sregs.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+    sregs.cr0 = 0x8000'0011;
+    sregs.cr3 = 0x2020;
+    sregs.cr4 = 1U << 5U;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_SREGS2, &sregs), 0);
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_SREGS2, &sregs), 0);
+    EXPECT_EQ(sregs.flags, static_cast<__u64>(KVM_SREGS2_FLAGS_PDPTRS_VALID));
+    EXPECT_TRUE(std::equal(pointers.begin(), pointers.end(), std::begin(sregs.pdptrs)));
+}
+
+TEST(VcpuErrno, PendingExceptionsWithWhatTheyBring)
+{
+    const Guest guest;
+    kvm_vcpu_events events{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
+    EXPECT_EQ(events.flags & KVM_VCPUEVENT_VALID_PAYLOAD, 0U);
+    events.flags = KVM_VCPUEVENT_VALID_PAYLOAD;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), -EINVAL) << "not enabled";
+    kvm_enable_cap wanted{};
+    wanted.cap = KVM_CAP_EXCEPTION_PAYLOAD;
+    wanted.args[0] = 1;
+    ASSERT_EQ(call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_EXCEPTION_PAYLOAD), 1);
+    ASSERT_EQ(call(guest.vm(), KVM_ENABLE_CAP, &wanted), 0);
+    events.exception.pending = 1;
+    events.exception.nr = 14;
+    events.exception.has_error_code = 1;
+    events.exception.error_code = 2;
+    events.exception_has_payload = 1;
+    events.exception_payload = 0x1234'5678;
+    ASSERT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), 0);
+    kvm_sregs sregs{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_SREGS, &sregs), 0);
+    EXPECT_EQ(sregs.cr2, 0U) << "it is to come with the exception";
+    kvm_vcpu_events seen{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &seen), 0);
+    EXPECT_NE(seen.flags & KVM_VCPUEVENT_VALID_PAYLOAD, 0U);
+    EXPECT_EQ(seen.exception.pending, 1U);
+    EXPECT_EQ(seen.exception.injected, 0U);
+    EXPECT_EQ(seen.exception.nr, 14U);
+    EXPECT_EQ(seen.exception.error_code, 2U);
+    EXPECT_EQ(seen.exception_has_payload, 1U);
+    EXPECT_EQ(seen.exception_payload, 0x1234'5678U);
+    guest.memory().place(14 * 4, {0x00, 0x20, 0x00, 0x00});
+    guest.memory().place(0x2000, {0xf4});
+    ASSERT_EQ(guest.enter(), 0);
+    ASSERT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_SREGS, &sregs), 0);
+    EXPECT_EQ(sregs.cr2, 0x1234'5678U);
+    events.exception.nr = 2;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), -EINVAL);
+}
+
 TEST(VmErrno, MsrFilters)
 {
     const Guest guest;

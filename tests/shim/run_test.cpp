@@ -3,8 +3,11 @@
 /// @file
 /// KVM_RUN as clients know it.
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <map>
+#include <string>
 #include <vector>
 
 #include <sys/eventfd.h>
@@ -103,6 +106,76 @@ TEST(KvmRun, TheClientAnswersMsrs)
     ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
     EXPECT_EQ(events.exception.nr, 13U);
     EXPECT_EQ(guest.regs().rip, Guest::code_at + 11) << "a fault: of the instruction";
+}
+
+/// What a client finds in a file of statistics.
+struct Statistics {
+    /// `struct kvm_stats_desc` without its name.
+    struct Descriptor {
+        std::uint32_t flags;
+        std::int16_t exponent;
+        std::uint16_t size;
+        std::uint32_t offset;
+        std::uint32_t bucket_size;
+    };
+
+    explicit Statistics(int fd)
+    {
+        if (const auto file = FileTable::instance().find(fd)) {
+            file->about_to_read();  // As the hook of pread(2) does it.
+        }
+        kvm_stats_header header{};
+        EXPECT_EQ(::pread(fd, &header, sizeof header, 0), static_cast<ssize_t>(sizeof header));
+        std::vector<char> name(header.name_size);
+        EXPECT_EQ(::pread(fd, name.data(), name.size(), header.id_offset),
+                  static_cast<ssize_t>(name.size()));
+        id = name.data();
+        for (std::uint32_t i = 0; i < header.num_desc; ++i) {
+            Descriptor descriptor{};
+            const auto at =
+                static_cast<off_t>(header.desc_offset + i * (sizeof descriptor + name.size()));
+            EXPECT_EQ(::pread(fd, &descriptor, sizeof descriptor, at),
+                      static_cast<ssize_t>(sizeof descriptor));
+            EXPECT_GT(
+                ::pread(fd, name.data(), name.size(), at + static_cast<off_t>(sizeof descriptor)),
+                0);
+            std::uint64_t value = 0;
+            EXPECT_EQ(::pread(fd, &value, sizeof value,
+                              static_cast<off_t>(header.data_offset + descriptor.offset)),
+                      static_cast<ssize_t>(sizeof value));
+            values[name.data()] = value;
+            sizes[name.data()] = descriptor.size;
+        }
+    }
+
+    std::string id{};
+    std::map<std::string, std::uint64_t> values{};
+    std::map<std::string, unsigned> sizes{};
+};
+
+TEST(KvmRun, StatisticsAreAFileWithTheNumbersOfTheTime)
+{
+    const Guest guest;
+    EXPECT_EQ(call(guest.system(), KVM_CHECK_EXTENSION, KVM_CAP_BINARY_STATS_FD), 1);
+    const Descriptor of_vcpu{call(guest.vcpu(), KVM_GET_STATS_FD)};
+    const Descriptor of_vm{call(guest.vm(), KVM_GET_STATS_FD)};
+    EXPECT_EQ(call(guest.system(), KVM_GET_STATS_FD), -EINVAL);
+    EXPECT_EQ(call(of_vcpu.get(), KVM_GET_STATS_FD), -ENOTTY);
+    guest.code({0xe4, 0x10, 0xe6, 0x11, 0xf4});  // in $0x10, %al; out %al, $0x11; hlt
+    for (const unsigned exits : {1U, 2U, 3U}) {
+        ASSERT_EQ(guest.enter(), 0);
+        const Statistics seen{of_vcpu.get()};
+        EXPECT_EQ(seen.id, "kvm-" + std::to_string(::getpid()) + "/vcpu-0");
+        EXPECT_EQ(seen.values.at("exits"), exits);
+        EXPECT_EQ(seen.values.at("io_exits"), std::min(exits, 2U));
+        EXPECT_EQ(seen.values.at("halt_exits"), exits / 3);
+        EXPECT_EQ(seen.sizes.at("halt_wait_hist"), 32U);
+        EXPECT_EQ(seen.values.count("blocks"), 0U) << "KVM has no such";
+    }
+    const Statistics vm{of_vm.get()};
+    EXPECT_EQ(vm.id, "kvm-" + std::to_string(::getpid()));
+    EXPECT_EQ(vm.values.count("remote_tlb_flush"), 1U);
+    EXPECT_EQ(::write(of_vm.get(), "", 1), -1);
 }
 
 TEST(KvmRun, MmioGoesBothWays)

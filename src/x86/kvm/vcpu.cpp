@@ -64,6 +64,7 @@ KvmVcpu::KvmVcpu(std::shared_ptr<KvmVm> vm, VcpuHost& host, UniqueFd fd, RunArea
       host_{host},
       fd_{std::move(fd)},
       run_{std::move(run)},
+      statistics_{fd_},
       kick_{vm_->kick_signal()}
 {
     run_->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_EVENTS;

@@ -12,6 +12,7 @@
 #include "vmm/unique_fd.hpp"
 #include "x86/engine.hpp"
 #include "x86/kvm/kick.hpp"
+#include "x86/kvm/statistics.hpp"
 #include "x86/kvm/system.hpp"
 #include "x86/kvm/vm.hpp"
 
@@ -58,6 +59,10 @@ public:
     bool complete_pending() noexcept override;
     void request_exit() noexcept override { kick_.request(); }
     bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override;
+    std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override
+    {
+        return statistics_.read();
+    }
 
 private:
     /// What is to be done after KVM_RUN has returned.
@@ -100,6 +105,7 @@ private:
     VcpuHost& host_;
     UniqueFd fd_;
     RunArea run_;
+    HostStatistics statistics_;
     Kick kick_;
     CpuState state_;
     EngineExit exit_;

@@ -5,6 +5,7 @@
 
 #include <linux/kvm.h>
 
+#include "vmm/x86/state.hpp"
 #include "x86/shim/descriptors.hpp"
 #include "x86/shim/system_file.hpp"
 
@@ -28,7 +29,9 @@ constexpr AbiCapability abi_capabilities[] = {
     {KVM_CAP_ENABLE_CAP_VM, 1},
     {KVM_CAP_CHECK_EXTENSION_VM, 1},
     {KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK},
-    {KVM_CAP_XSAVE2, sizeof(kvm_xsave)},
+    {KVM_CAP_XSAVE2, sizeof(x86::Xsave)},  // KVM's struct has another size in C++.
+    {KVM_CAP_SREGS2, 1},
+    {KVM_CAP_BINARY_STATS_FD, 1},
     {KVM_CAP_SYS_ATTRIBUTES, 1},
 };
 

@@ -64,6 +64,8 @@ void File::mapped(void* /*at*/,
 {
 }
 
+void File::about_to_read() noexcept {}
+
 bool File::is_of_this_process() const noexcept
 {
     return process_ == process_number.load(std::memory_order_relaxed);

@@ -41,6 +41,9 @@ public:
                         int flags,
                         off_t offset) noexcept;
 
+    /// The client is about to read it.
+    virtual void about_to_read() noexcept;
+
     /// Made by this process, and not by its parent before fork(): KVM says EIO otherwise.
     [[nodiscard]] bool is_of_this_process() const noexcept;
 

@@ -11,11 +11,32 @@
 
 namespace vmm::shim {
 
-kvm_vcpu_events events_of(Vcpu& vcpu)
+namespace {
+
+/// Whether the exception brings the address for CR2, or bits for DR6.
+bool has_payload(unsigned vector) noexcept
+{
+    constexpr unsigned db = 1;
+    constexpr unsigned pf = 14;
+    return vector == db || vector == pf;
+}
+
+}  // namespace
+
+kvm_vcpu_events events_of(Vcpu& vcpu, bool payloads)
 {
     const x86::VcpuEvents events = vcpu.events();
     kvm_vcpu_events out{};
+    out.exception.pending = events.exception.pending;
     out.exception.injected = events.exception.injected;
+    if (payloads) {
+        const bool has = events.exception.pending != 0 && has_payload(events.exception.nr);
+        out.exception_has_payload = has ? 1 : 0;
+        out.exception_payload = has ? events.exception_payload : 0;
+        out.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
+    } else {
+        out.exception.injected |= events.exception.pending;
+    }
     out.exception.nr = events.exception.nr;
     out.exception.has_error_code = events.exception.has_error_code;
     out.exception.error_code = events.exception.error_code;
@@ -25,25 +46,29 @@ kvm_vcpu_events events_of(Vcpu& vcpu)
     out.nmi.injected = events.nmi.injected;
     out.nmi.pending = events.nmi.pending;
     out.nmi.masked = events.nmi.masked;
-    out.flags =
+    out.flags |=
         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
     return out;
 }
 
-long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted)
+long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted, bool payloads)
 {
-    constexpr __u32 known = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
-                            KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
+    const __u32 known = (payloads ? __u32{KVM_VCPUEVENT_VALID_PAYLOAD} : 0U) |
+                        KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
+                        KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
     if ((wanted.flags & ~known) != 0) {
-        return -EINVAL;  // Payloads and triple faults need capabilities that are not offered.
+        return -EINVAL;  // Triple faults need a capability that is not offered.
     }
     if ((wanted.flags & KVM_VCPUEVENT_VALID_SMM) != 0 && wanted.smi.smm != 0) {
         return -EINVAL;
     }
     const x86::VcpuEvents before = vcpu.events();
     x86::VcpuEvents events;
-    // Without a payload KVM takes a pending exception for one that is being injected.
-    events.exception.injected = wanted.exception.injected;
+    // Only who knows payloads can have one pending that is not being injected.
+    const bool pending =
+        (wanted.flags & KVM_VCPUEVENT_VALID_PAYLOAD) != 0 && wanted.exception.pending != 0;
+    events.exception.pending = pending ? 1 : 0;
+    events.exception.injected = pending ? std::uint8_t{0} : wanted.exception.injected;
     events.exception.nr = wanted.exception.nr;
     events.exception.has_error_code = wanted.exception.has_error_code;
     events.exception.error_code = wanted.exception.error_code;
@@ -61,6 +86,9 @@ long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted)
     if (events.exception.nr != 14) {
         events.exception_payload = 0;
     }
+    if (pending && wanted.exception_has_payload != 0 && has_payload(wanted.exception.nr)) {
+        events.exception_payload = wanted.exception_payload;
+    }
     return result_of(vcpu.set_events(events));
 }
 
@@ -68,13 +96,13 @@ namespace {
 
 long get_vcpu_events(VcpuFile& file, kvm_vcpu_events& out)
 {
-    out = events_of(file.vcpu());
+    out = events_of(file.vcpu(), file.vm().shows_payloads);
     return 0;
 }
 
 long set_vcpu_events(VcpuFile& file, const kvm_vcpu_events& wanted)
 {
-    return set_events(file.vcpu(), wanted);
+    return set_events(file.vcpu(), wanted, file.vm().shows_payloads);
 }
 
 long interrupt(VcpuFile& file, const kvm_interrupt& wanted)

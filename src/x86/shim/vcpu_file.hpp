@@ -26,7 +26,7 @@ class RunScope;
 
 /// Its ioctls wait for one another, as KVM's do: one on a vCPU that another thread runs waits for
 /// that run to end.
-class VcpuFile final : public File {
+class VcpuFile final : public File, public std::enable_shared_from_this<VcpuFile> {
 public:
     VcpuFile(std::shared_ptr<VmFile> vm, Vcpu vcpu, RunArea area, bool has_ring) noexcept
         : vm_{std::move(vm)},
@@ -72,8 +72,11 @@ private:
 };
 
 /// Events as KVM has them, for KVM_GET_VCPU_EVENTS and the run area.
-[[nodiscard]] kvm_vcpu_events events_of(Vcpu& vcpu);
-[[nodiscard]] long set_events(Vcpu& vcpu, const kvm_vcpu_events& events);
+///
+/// @param payloads  KVM_CAP_EXCEPTION_PAYLOAD is enabled: exceptions that are pending are told from
+/// those that are being injected, and what they bring is shown.
+[[nodiscard]] kvm_vcpu_events events_of(Vcpu& vcpu, bool payloads);
+[[nodiscard]] long set_events(Vcpu& vcpu, const kvm_vcpu_events& events, bool payloads);
 /// Special registers with the interrupt bitmap.
 [[nodiscard]] kvm_sregs sregs_of(Vcpu& vcpu);
 [[nodiscard]] long set_sregs(Vcpu& vcpu, const kvm_sregs& sregs);

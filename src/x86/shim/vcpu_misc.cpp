@@ -5,10 +5,14 @@
 
 #include <cerrno>
 #include <cstring>
+#include <string>
+#include <utility>
 
 #include <linux/kvm.h>
+#include <unistd.h>
 
 #include "x86/shim/lists.hpp"
+#include "x86/shim/statistics_file.hpp"
 #include "x86/shim/vcpu_file.hpp"
 
 namespace vmm::shim {
@@ -58,6 +62,17 @@ long kvmclock_ctrl(VcpuFile& file, unsigned long /*argument*/)
     return result_of(file.vcpu().notify_guest_stopped());
 }
 
+/// The numbers live as long as the descriptor, as KVM's do.
+long get_stats_fd(VcpuFile& file, unsigned long /*argument*/)
+{
+    const std::string number = std::to_string(file.vcpu().id());
+    StatisticsSource source;
+    source.id = "kvm-" + std::to_string(::getpid()) + "/vcpu-" + number;
+    source.of_vcpu = true;
+    source.look = [vcpu = file.shared_from_this()] { return vcpu->vcpu().statistics(); };
+    return give_statistics(std::move(source), "anon_inode:kvm-vcpu-stats:" + number);
+}
+
 /// The capabilities that can be enabled on a vCPU are Hyper-V's and the enforcement of PV CPUID.
 long enable_capability(VcpuFile& /*file*/, const kvm_enable_cap& /*wanted*/)
 {
@@ -70,6 +85,7 @@ constexpr Row<VcpuFile> rows[] = {
     {KVM_SET_TSC_KHZ, "KVM_SET_TSC_KHZ", set_tsc_khz},
     {KVM_KVMCLOCK_CTRL, "KVM_KVMCLOCK_CTRL", kvmclock_ctrl},
     {KVM_ENABLE_CAP, "KVM_ENABLE_CAP", reads<enable_capability>},
+    {KVM_GET_STATS_FD, "KVM_GET_STATS_FD", get_stats_fd},
 };
 
 }  // namespace

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <iterator>
+#include <span>
 
 #include <linux/kvm.h>
 
@@ -118,11 +120,47 @@ long translate(VcpuFile& file, kvm_translation& translation)
     return 0;
 }
 
+static_assert(offsetof(kvm_sregs2, flags) == offsetof(kvm_sregs, interrupt_bitmap));
+
+/// Whether CR3 leads to four page-directory pointers, which KVM's second form of the registers has.
+bool has_pdptrs(const kvm_sregs2& sregs) noexcept
+{
+    return (sregs.cr0 & x86::Cr0::PG.mask) != 0 && (sregs.cr4 & x86::Cr4::PAE.mask) != 0 &&
+           (sregs.efer & x86::Efer::LMA.mask) == 0;
+}
+
+/// Engines here take the pointers from memory, whenever they need them.
+long get_sregs2(VcpuFile& file, kvm_sregs2& out)
+{
+    const kvm_sregs sregs = to_kvm(file.vcpu().sregs());
+    std::memcpy(&out, &sregs, offsetof(kvm_sregs, interrupt_bitmap));
+    constexpr std::uint64_t table = 0xffff'ffe0;
+    if (has_pdptrs(out) &&
+        file.vm().vm().memory().read(Gpa{out.cr3 & table},
+                                     std::as_writable_bytes(std::span{out.pdptrs}))) {
+        out.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+    }
+    return 0;
+}
+
+long set_sregs2(VcpuFile& file, const kvm_sregs2& wanted)
+{
+    if ((wanted.flags & ~__u64{KVM_SREGS2_FLAGS_PDPTRS_VALID}) != 0 ||
+        (wanted.flags != 0 && !has_pdptrs(wanted))) {
+        return -EINVAL;
+    }
+    kvm_sregs sregs{};
+    std::memcpy(&sregs, &wanted, offsetof(kvm_sregs, interrupt_bitmap));
+    return set_sregs(file.vcpu(), sregs);
+}
+
 constexpr Row<VcpuFile> rows[] = {
     {KVM_GET_REGS, "KVM_GET_REGS", writes<get_regs>},
     {KVM_SET_REGS, "KVM_SET_REGS", reads<set_regs_of>},
     {KVM_GET_SREGS, "KVM_GET_SREGS", writes<get_sregs>},
     {KVM_SET_SREGS, "KVM_SET_SREGS", reads<set_sregs_of>},
+    {KVM_GET_SREGS2, "KVM_GET_SREGS2", writes<get_sregs2>},
+    {KVM_SET_SREGS2, "KVM_SET_SREGS2", reads<set_sregs2>},
     {KVM_GET_DEBUGREGS, "KVM_GET_DEBUGREGS", writes<get_debugregs>},
     {KVM_SET_DEBUGREGS, "KVM_SET_DEBUGREGS", reads<set_debugregs>},
     {KVM_TRANSLATE, "KVM_TRANSLATE", updates<translate>},

@@ -89,7 +89,8 @@ bool VcpuFile::load_synced(kvm_run& area)
     if ((dirty & KVM_SYNC_X86_SREGS) != 0 && set_sregs(vcpu_, area.s.regs.sregs) != 0) {
         return false;
     }
-    if ((dirty & KVM_SYNC_X86_EVENTS) != 0 && set_events(vcpu_, area.s.regs.events) != 0) {
+    if ((dirty & KVM_SYNC_X86_EVENTS) != 0 &&
+        set_events(vcpu_, area.s.regs.events, vm_->shows_payloads) != 0) {
         return false;
     }
     area.kvm_dirty_regs = 0;
@@ -211,7 +212,7 @@ void VcpuFile::show_state(kvm_run& area)
         area.s.regs.sregs = sregs_of(vcpu_);
     }
     if ((valid & KVM_SYNC_X86_EVENTS) != 0) {
-        area.s.regs.events = events_of(vcpu_);
+        area.s.regs.events = events_of(vcpu_, vm_->shows_payloads);
     }
 }
 

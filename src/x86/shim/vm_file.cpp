@@ -10,10 +10,12 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <unistd.h>
 
 #include <x86intrin.h>
 
 #include "x86/shim/library_scope.hpp"
+#include "x86/shim/statistics_file.hpp"
 #include "x86/shim/system_file.hpp"
 
 namespace vmm::shim {
@@ -65,6 +67,7 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
         return 0;
     case KVM_CAP_SPLIT_IRQCHIP: return create_split_irqchip(file, wanted.args[0]);
     case KVM_CAP_X86_USER_SPACE_MSR: return set_msr_exits(file, wanted.args[0]);
+    case KVM_CAP_EXCEPTION_PAYLOAD: file.shows_payloads = wanted.args[0] != 0; return 0;
     case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(file, wanted.args[0]);
     case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
         if ((wanted.args[0] & ~__u64{KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}) != 0) {
@@ -147,6 +150,19 @@ long create_device(VmFile& /*file*/, const kvm_create_device& /*wanted*/)
     return -ENODEV;
 }
 
+/// The numbers live as long as the descriptor, as KVM's do.
+long get_stats_fd(VmFile& file, unsigned long /*argument*/)
+{
+    StatisticsSource source;
+    source.id = "kvm-" + std::to_string(::getpid());
+    source.look = [vm = file.shared_from_this()] {
+        VcpuStatistics numbers;
+        numbers.counters = vm->vm().statistics();
+        return numbers;
+    };
+    return give_statistics(std::move(source), "anon_inode:kvm-vm-stats");
+}
+
 constexpr Row<VmFile> rows[] = {
     {KVM_CHECK_EXTENSION, "KVM_CHECK_EXTENSION", check_vm_extension},
     {KVM_ENABLE_CAP, "KVM_ENABLE_CAP", reads<enable_capability>},
@@ -159,6 +175,7 @@ constexpr Row<VmFile> rows[] = {
     {KVM_GET_CLOCK, "KVM_GET_CLOCK", writes<get_clock>},
     {KVM_SET_CLOCK, "KVM_SET_CLOCK", reads<set_clock>},
     {KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE", reads<create_device>},
+    {KVM_GET_STATS_FD, "KVM_GET_STATS_FD", get_stats_fd},
 };
 
 }  // namespace

@@ -42,6 +42,7 @@ public:
     std::atomic<bool> x2apic_ids_are_32_bits{};  ///< KVM_X2APIC_API_USE_32BIT_IDS.
     std::atomic<std::uint64_t> vcpu_id_end{};    ///< KVM_CAP_MAX_VCPU_ID; 0: not limited.
     std::atomic<unsigned long> mmu_pages{};      ///< KVM_SET_NR_MMU_PAGES.
+    std::atomic<bool> shows_payloads{};          ///< KVM_CAP_EXCEPTION_PAYLOAD.
     std::atomic<bool> dirty_log_is_manual{};     ///< KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
 
     /// The coalesced ring is one of the VM's, in the areas of all its vCPUs: it lives in the first

@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "x86/counter.hpp"
 #include "x86/cpu_state.hpp"
 #include "x86/engine.hpp"
 #include "x86/soft/op.hpp"
@@ -193,15 +194,15 @@ struct PortIo {
 
 /// What has been done so often; see `EngineVcpu::counters()`.
 struct Counters {
-    std::uint64_t blocks{};        ///< Decoded.
-    std::uint64_t translations{};  ///< Blocks that became host code.
-    std::uint64_t chains{};        ///< Jumps between translations that were linked.
-    std::uint64_t code_resets{};   ///< Code memory was full, and all of it dropped.
-    std::uint64_t tlb_fills{};
-    std::uint64_t tlb_flushes{};  ///< Of all pages, or all that are not global.
-    std::uint64_t page_flushes{};
-    std::uint64_t faults{};
-    std::uint64_t run_loops{};  ///< Blocks that the run loop went on to.
+    Counter blocks{};        ///< Decoded.
+    Counter translations{};  ///< Blocks that became host code.
+    Counter chains{};        ///< Jumps between translations that were linked.
+    Counter code_resets{};   ///< Code memory was full, and all of it dropped.
+    Counter tlb_fills{};
+    Counter tlb_flushes{};  ///< Of all pages, or all that are not global.
+    Counter page_flushes{};
+    Counter faults{};
+    Counter run_loops{};  ///< Blocks that the run loop went on to.
 };
 
 /// Bits of `Cpu::requests`.
@@ -271,7 +272,7 @@ struct Cpu : CpuState {
     PortIo port_io{};
     EngineExit exit{};
     MsrAnswer msr_answer{};  ///< Of the caller, to an MSR exit.
-    bool exit_pending{};  ///< A handler filled `exit`: the run loop returns it.
+    bool exit_pending{};     ///< A handler filled `exit`: the run loop returns it.
     /// A MOV ended in a page fault, which the run loop delivers: cheaper than an exception.
     struct PageFault {
         bool pending{};

@@ -123,15 +123,15 @@ public:
     std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override
     {
         const Counters& counted = cpu_.counters;
-        return {{"blocks", counted.blocks},
-                {"translations", counted.translations},
-                {"chains", counted.chains},
-                {"code_resets", counted.code_resets},
-                {"tlb_fills", counted.tlb_fills},
-                {"tlb_flushes", counted.tlb_flushes},
-                {"page_flushes", counted.page_flushes},
-                {"faults", counted.faults},
-                {"run_loops", counted.run_loops}};
+        return {{"blocks", counted.blocks.value()},
+                {"translations", counted.translations.value()},
+                {"chains", counted.chains.value()},
+                {"code_resets", counted.code_resets.value()},
+                {"tlb_fills", counted.tlb_fills.value()},
+                {"tlb_flush", counted.tlb_flushes.value()},
+                {"invlpg", counted.page_flushes.value()},
+                {"faults", counted.faults.value()},
+                {"run_loops", counted.run_loops.value()}};
     }
 
 private:

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "x86/shim/file.hpp"
@@ -27,6 +28,12 @@ constinit Next<int(int, int)> next_dup2{"dup2"};
 constinit Next<int(int, int, int)> next_dup3{"dup3"};
 constinit Next<int(int, int, ...)> next_fcntl{"fcntl"};
 constinit Next<int(int, int, ...)> next_fcntl64{"fcntl64"};
+constinit Next<ssize_t(int, void*, std::size_t)> next_read{"read"};
+constinit Next<ssize_t(int, const iovec*, int)> next_readv{"readv"};
+constinit Next<ssize_t(int, void*, std::size_t, off_t)> next_pread{"pread"};
+constinit Next<ssize_t(int, const iovec*, int, off_t)> next_preadv{"preadv"};
+constinit Next<ssize_t(int, void*, std::size_t, std::size_t)> next_read_chk{"__read_chk"};
+constinit Next<ssize_t(int, void*, std::size_t, off_t, std::size_t)> next_pread_chk{"__pread_chk"};
 constinit Next<void*(void*, std::size_t, int, int, int, off_t)> next_mmap{"mmap"};
 
 int duplicated(int from, int to) noexcept
@@ -40,6 +47,15 @@ int duplicated(int from, int to) noexcept
 int after_fcntl(int fd, int command, int result) noexcept
 {
     return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result;
+}
+
+/// Files of statistics have their numbers written when they are read.
+void before_read(int fd) noexcept
+{
+    const auto file = FileTable::instance().find(fd);
+    if (file != nullptr && file->is_of_this_process()) {
+        file->about_to_read();
+    }
 }
 
 void* map(void* at, std::size_t size, int protection, int flags, int fd, off_t offset) noexcept
@@ -113,6 +129,56 @@ VMM_HOOK int fcntl64(int fd, int command, ...)
     void* const argument = va_arg(arguments, void*);
     va_end(arguments);
     return after_fcntl(fd, command, next_fcntl64.get()(fd, command, argument));
+}
+
+VMM_HOOK ssize_t read(int fd, void* to, std::size_t size)
+{
+    before_read(fd);
+    return next_read.get()(fd, to, size);
+}
+
+VMM_HOOK ssize_t readv(int fd, const iovec* to, int count)
+{
+    before_read(fd);
+    return next_readv.get()(fd, to, count);
+}
+
+VMM_HOOK ssize_t pread(int fd, void* to, std::size_t size, off_t offset)
+{
+    before_read(fd);
+    return next_pread.get()(fd, to, size, offset);
+}
+
+VMM_HOOK ssize_t pread64(int fd, void* to, std::size_t size, off64_t offset)
+{
+    before_read(fd);
+    return next_pread.get()(fd, to, size, offset);
+}
+
+VMM_HOOK ssize_t preadv(int fd, const iovec* to, int count, off_t offset)
+{
+    before_read(fd);
+    return next_preadv.get()(fd, to, count, offset);
+}
+
+// What the C library's headers make of the above where they know the size of the target.
+
+VMM_HOOK ssize_t __read_chk(int fd, void* to, std::size_t size, std::size_t room)
+{
+    before_read(fd);
+    return next_read_chk.get()(fd, to, size, room);
+}
+
+VMM_HOOK ssize_t __pread_chk(int fd, void* to, std::size_t size, off_t offset, std::size_t room)
+{
+    before_read(fd);
+    return next_pread_chk.get()(fd, to, size, offset, room);
+}
+
+VMM_HOOK ssize_t __pread64_chk(int fd, void* to, std::size_t size, off64_t offset, std::size_t room)
+{
+    before_read(fd);
+    return next_pread_chk.get()(fd, to, size, offset, room);
 }
 
 VMM_HOOK void* mmap(void* at,
