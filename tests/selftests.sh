@@ -17,7 +17,7 @@ source "$root/cmake/packages.sh"
 # shellcheck source=checks.sh
 source "$root/tests/checks.sh"
 
-seconds=${VMM_SELFTEST_SECONDS:-60} # The most one of them may take.
+seconds=${VMM_SELFTEST_SECONDS:-180} # The most one of them may take.
 program=${VMM_KVM:-$root/build/release/bin/vmm-kvm}
 tree=$root/build/selftests
 skipped=0
