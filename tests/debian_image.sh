@@ -97,7 +97,7 @@ boot() {
     exec 3>&-
     rm -f "$work/in"
     [[ $status -eq 0 ]] || problem="exit status $status"
-    grep -aq '^shell on 2 CPUs' "$work/console" || problem+=' no shell on 2 CPUs'
+    grep -aq 'shell on 2 CPUs' "$work/console" || problem+=' no shell on 2 CPUs'
     read -r elapsed user system <"$work/time"
     cpu=$(awk "BEGIN { print $user + $system }")
     report "$how: a login after SeaBIOS and GRUB, and off again in $elapsed s, of CPU $cpu s" "$problem" \
