@@ -298,6 +298,125 @@ TEST_F(MovedFunction, IsSeenAfterAWriteOfCr3UnlessGlobal)
     }
 }
 
+/// Two address spaces, each with a PCID, whose users have different code: what it adds to R12 is 1
+/// in the one and 100 in the other.
+class TwoSpaces : public testing::Test {
+protected:
+    static constexpr std::uint64_t user_code = 0x5'0000;
+    static constexpr std::uint64_t other_code = 0x5'8000;
+    static constexpr std::uint64_t other_tables = 0x9'0000;
+    static constexpr std::uint64_t other_entry = other_tables + 0x3000 + other_code / 4096 * 8;
+    static constexpr std::uint64_t no_flush = std::uint64_t{1} << 63U;
+
+    TwoSpaces()
+    {
+        guest.long_mode();
+        std::memcpy(guest.ram.at(other_tables), guest.ram.at(Guest::tables), 4 * 4096);
+        for (std::uint64_t level = 0; level < 3; ++level) {
+            const std::uint64_t next = other_tables + (level + 1) * 0x1000;
+            guest.put<std::uint64_t>(other_tables + level * 0x1000, next | 7U);
+        }
+        map_other(1);
+        for (const auto& [at, value] : {std::pair{user_code, 1}, std::pair{user_code + 0x1000, 100},
+                                        std::pair{user_code + 0x2000, 10'000}}) {
+            // mov ebx, value; add r12, rbx; jmp to the next page …
+            guest.load(at, {0xbb, static_cast<std::uint8_t>(value),
+                            static_cast<std::uint8_t>(value >> 8), 0, 0, 0x49, 0x01, 0xdc});
+            guest.load(at + 8, {0xe9, 0xf3, 0x2f, 0x00, 0x00});
+        }
+        for (const std::uint64_t at : {user_code, other_code}) {
+            guest.load(at + 0x3000, {0x0f, 0x05});  // … where there is a SYSCALL.
+        }
+    }
+
+    /// The other space's code is what lies `pages` behind the first one's.
+    void map_other(std::uint64_t pages)
+    {
+        guest.put<std::uint64_t>(other_entry, (user_code + pages * 0x1000) | 7U);
+    }
+
+    /// Users run in turn until R15 is 0; the system does `between` whenever it changes CR3.
+    void run(std::initializer_list<std::uint8_t> between,
+             std::uint64_t rounds,
+             std::uint64_t other = other_code)
+    {
+        // xchg r14, r13; mov cr3, r13; `between`; xchg r8, r9; mov rcx, r8; dec r15; jz l; sysretq;
+        // l: hlt
+        guest.load(Guest::code, {0x4d, 0x87, 0xee, 0x41, 0x0f, 0x22, 0xdd});
+        const std::uint64_t rest = Guest::code + 7 + between.size();
+        guest.load(Guest::code + 7, between);
+        guest.load(rest, {0x4d, 0x87, 0xc8, 0x4c, 0x89, 0xc1, 0x49, 0xff, 0xcf, 0x74, 0x03, 0x48,
+                          0x0f, 0x07, 0xf4});
+        CpuState& state = guest.state();
+        Guest::long_mode(*guest.vcpu);
+        state.cr4 |= std::uint64_t{1} << 17U;  // PCIDE
+        state.cr3 = Guest::tables | 1U;
+        state.star = (std::uint64_t{0x10} << 48U) | (std::uint64_t{8} << 32U);
+        state.lstar = Guest::code;
+        state.fmask = 0;
+        state.gpr[R8] = user_code;
+        state.gpr[R9] = other;
+        state.gpr[R11] = 2;
+        state.gpr[R12] = 0;
+        state.gpr[R13] = Guest::tables | 1U | no_flush;
+        state.gpr[R14] = other_tables | 2U | no_flush;
+        state.gpr[R15] = rounds + 1;
+        guest.vcpu->state_changed();
+        ASSERT_EQ(guest.run_to_halt(), Reason::Halt);
+    }
+
+    Guest guest;
+};
+
+TEST_F(TwoSpaces, HaveTheirOwnCode)
+{
+    run({}, 1000);
+    EXPECT_EQ(guest.reg(R12), 500U * 101);
+    // At the same address.
+    guest.put<std::uint64_t>(other_tables + 0x3000 + user_code / 4096 * 8,
+                             (user_code + 0x1000) | 7U);
+    run({}, 1000, user_code);
+    EXPECT_EQ(guest.reg(R12), 500U * 101);
+}
+
+/// The mapping changes behind the 500th round; INVPCID of one page, of the PCID, of all.
+TEST_F(TwoSpaces, AreForgottenByInvpcid)
+{
+    for (const std::uint8_t type : {std::uint8_t{0}, std::uint8_t{1}, std::uint8_t{2}}) {
+        map_other(1);
+        guest.put<std::uint64_t>(Guest::data, 2);
+        guest.put<std::uint64_t>(Guest::data + 8, other_code);
+        guest.reg(Rsi) = other_entry;
+        guest.reg(Rdx) = (user_code + 0x2000) | 7U;
+        guest.reg(Rdi) = Guest::data;
+        guest.reg(Rax) = type;
+        // cmp r15d, 502; jne l; mov [rsi], rdx; invpcid rax, [rdi]; l:
+        run({0x41, 0x81, 0xff, 0xf6, 0x01, 0x00, 0x00, 0x75, 0x08, 0x48, 0x89, 0x16, 0x66, 0x0f,
+             0x38, 0x82, 0x07},
+            1000);
+        EXPECT_EQ(guest.reg(R12), 500U * 1 + 250 * 100 + 250 * 10'000) << unsigned{type};
+    }
+}
+
+TEST_F(TwoSpaces, AreForgottenByAWriteOfCr3)
+{
+    guest.reg(Rsi) = other_entry;
+    guest.reg(Rdx) = (user_code + 0x2000) | 7U;
+    // cmp r15d, 502; jne l; mov [rsi], rdx; btr r14, 63; l:
+    run({0x41, 0x81, 0xff, 0xf6, 0x01, 0x00, 0x00, 0x75, 0x08, 0x48, 0x89, 0x16, 0x49, 0x0f, 0xba,
+         0xf6, 0x3f},
+        1000);
+    EXPECT_EQ(guest.reg(R12), 500U * 1 + 250 * 100 + 250 * 10'000);
+}
+
+/// More PCIDs than are remembered.
+TEST_F(TwoSpaces, BesideMany)
+{
+    // lea r14d, [r14 + 2]: the PCID goes on, its top bit comes back: bts r14, 63; and r14, ~0x800
+    run({0x45, 0x8d, 0x76, 0x02, 0x49, 0x0f, 0xba, 0xee, 0x3f, 0x49, 0x0f, 0xba, 0xf6, 0x0b}, 1000);
+    EXPECT_EQ(guest.reg(R12), 500U * 101);
+}
+
 /// The interrupt's handler lies in the page of the jump that it came behind.
 TEST(GuestCodeChange, AJumpDoesNotLeadToTheInterruptThatCameBehindIt)
 {

@@ -87,6 +87,61 @@ TEST_F(Mmu, Cr3KeepsGlobalPagesOnly)
     EXPECT_TRUE(read_fault(0x40'0000));
 }
 
+TEST_F(Mmu, PcidsKeepTheirCode)
+{
+    cpu.cr4 |= Cr4::PCIDE.mask;
+    cpu.cr3 = tables.root | 1U;
+    cpu.state_changed();
+    const std::uint64_t slot = tables.map(0x40'0000, data_at | present);
+    const std::uint64_t kept = tables.map(0x40'1000, data_at | present | global);
+    const auto go_to = [&](std::uint16_t pcid, bool keep) {
+        cpu.cr3 = tables.root | pcid;
+        switch_address_space(cpu, keep);
+    };
+    const auto fetches = [&](std::uint64_t linear) {
+        return !fault_of([&] { static_cast<void>(fetch_page(cpu, linear)); });
+    };
+    const auto set = [&](bool is_present) {
+        memory.put<std::uint64_t>(slot, data_at | (is_present ? present : 0));
+    };
+    for (const std::uint64_t linear : {0x40'0000U, 0x40'1000U}) {
+        EXPECT_TRUE(fetches(linear));
+    }
+    set(false);
+    memory.put<std::uint64_t>(kept, 0);
+    go_to(2, true);
+    EXPECT_FALSE(fetches(0x40'0000)) << "another PCID's";
+    EXPECT_TRUE(fetches(0x40'1000)) << "global";
+    go_to(1, true);
+    EXPECT_TRUE(fetches(0x40'0000)) << "kept";
+    forget_address_space(cpu, 2);
+    EXPECT_TRUE(fetches(0x40'0000)) << "another one was to go";
+    go_to(2, true);
+    forget_address_space(cpu, 1);
+    go_to(1, true);
+    EXPECT_FALSE(fetches(0x40'0000));
+    set(true);
+    EXPECT_TRUE(fetches(0x40'0000));
+    set(false);
+    go_to(2, true);
+    go_to(1, false);
+    EXPECT_FALSE(fetches(0x40'0000));
+    set(true);
+    EXPECT_TRUE(fetches(0x40'0000));
+    set(false);
+    go_to(2, true);
+    flush_tlb_page(cpu, 0x40'0000);
+    go_to(1, true);
+    EXPECT_TRUE(fetches(0x40'0000)) << "INVLPG is for the current PCID";
+    go_to(2, true);
+    flush_tlb_non_global(cpu);
+    go_to(1, true);
+    EXPECT_FALSE(fetches(0x40'0000)) << "of all PCIDs";
+    EXPECT_TRUE(fetches(0x40'1000));
+    flush_tlb_page(cpu, 0x40'1000);
+    EXPECT_FALSE(fetches(0x40'1000));
+}
+
 TEST_F(Mmu, WithoutPgeNothingIsGlobal)
 {
     cpu.cr4 &= ~Cr4::PGE.mask;

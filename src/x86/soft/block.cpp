@@ -42,14 +42,6 @@ std::uint64_t pieces(std::size_t from, std::size_t to) noexcept
     return result;
 }
 
-constexpr std::array<unsigned, 4> page_shifts{12, 21, 22, 30};
-
-/// Of the page of the given size that holds `linear`: 12 bits.
-std::size_t page_hash(std::uint64_t linear, unsigned shift) noexcept
-{
-    return (((linear >> shift) + shift) * 0x9e37'79b9'7f4a'7c15U) >> 52U;
-}
-
 VMM_GUEST_RACY void copy_piece(std::byte* to, const std::byte* from) noexcept
 {
     for (std::size_t i = 0; i < piece_size; i += sizeof(std::uint64_t)) {
@@ -97,7 +89,10 @@ struct BlockCache::Mode {
     }
 };
 
-BlockCache::BlockCache() : buckets_(first_bucket_count), tables_(4 * Chain::table_size) {}
+BlockCache::BlockCache() : buckets_(first_bucket_count), tables_(4 * Chain::table_size)
+{
+    renew_if([](const TableState&) { return true; });
+}
 
 BlockCache::~BlockCache()
 {
@@ -134,66 +129,100 @@ void BlockCache::translate(Cpu& cpu, Block& block)
     }
 }
 
-void BlockCache::renew(Table which) noexcept
+void BlockCache::renew(TableState& state) noexcept
 {
-    TableState& state = states_[which];
-    state.has_local = false;
-    state.pages = {};
-    ++state.generation;
-    if (cpu_ != nullptr && cpu_->chain.table == table(which)) {
-        cpu_->chain.generation += std::uint64_t{1} << generation_shift;
+    if (state.is_used) {
+        state.is_used = false;
+        state.has_local = false;
+        state.pages.clear();
+    }
+    state.generation = ++last_generation_;
+}
+
+template <typename IsMeant>
+void BlockCache::renew_if(const IsMeant& is_meant) noexcept
+{
+    for (TableState& each : states_) {
+        if (is_meant(each)) {
+            renew(each);
+        }
+    }
+    for (TableState& each : user_states_) {
+        if (is_meant(each)) {
+            renew(each);
+        }
+    }
+    adopt_generation();
+}
+
+/// The current table's state may have another generation now.
+void BlockCache::adopt_generation() noexcept
+{
+    if (cpu_ == nullptr) {
+        return;
+    }
+    for (const Table which : {Supervisor, User, Legacy}) {
+        if (cpu_->chain.table == table(which)) {
+            constexpr std::uint64_t mode_bits = (std::uint64_t{1} << generation_shift) - 1U;
+            cpu_->chain.generation = (state(which).generation << generation_shift) |
+                                     (cpu_->chain.generation & mode_bits);
+        }
     }
 }
 
 void BlockCache::mapping_changed() noexcept
 {
-    renew(Supervisor);
-    renew(User);
-    renew(Legacy);
+    renew_if([](const TableState& state) { return state.is_used; });
 }
 
 void BlockCache::local_mapping_changed() noexcept
 {
-    for (const Table which : {Supervisor, User, Legacy}) {
-        if (states_[which].has_local) {
-            renew(which);
-        }
-    }
+    renew_if([](const TableState& state) { return state.has_local; });
 }
 
 void BlockCache::mapping_changed(std::uint64_t linear) noexcept
 {
-    for (const Table which : {Supervisor, User, Legacy}) {
-        const auto& pages = states_[which].pages;
-        if (std::any_of(page_shifts.begin(), page_shifts.end(), [&](unsigned shift) {
-                const std::size_t hash = page_hash(linear, shift);
-                return ((pages[hash / 64] >> (hash % 64)) & 1U) != 0;
-            })) {
-            renew(which);
+    renew_if(
+        [&](const TableState& state) { return state.is_used && state.pages.may_hold(linear); });
+}
+
+void BlockCache::address_space_changed(FetchTlb::Space space) noexcept
+{
+    for (TableState& each : states_) {
+        if (each.has_local) {
+            renew(each);
         }
     }
+    space_ = space.index;
+    if (!space.is_kept) {
+        renew(user_states_[space_]);
+    }
+    adopt_generation();
+}
+
+void BlockCache::forget_address_space(std::size_t index) noexcept
+{
+    renew(user_states_[index]);
 }
 
 /// An entry of the table is going to be for `block` at `linear` in `page`.
-void BlockCache::note_entry(Table which,
+void BlockCache::note_entry(Cpu& cpu,
+                            Table which,
                             const Block& block,
                             std::uint64_t linear,
                             const CodePage& page) noexcept
 {
-    TableState& state = states_[which];
-    const auto note = [&](std::uint64_t at, unsigned shift) {
-        const std::size_t hash = page_hash(at, shift);
-        state.pages[hash / 64] |= std::uint64_t{1} << (hash % 64);
-    };
-    note(linear, page.page_shift);
-    state.has_local = state.has_local || !page.global;
+    TableState& noted = state(which);
+    noted.is_used = true;
+    noted.pages.add(linear, page.page_shift);
+    bool global = page.global;
     if (block.second_gpa != Block::no_page) {
-        // What is known of the second page is not handed on: whatever it is.
-        state.has_local = true;
-        for (const unsigned shift : page_shifts) {
-            note(linear + page_size, shift);
-        }
+        // It has just been fetched from.
+        const FetchTlb::Entry& second = cpu.fetch_tlb.entry(linear + page_size);
+        global = global && cpu.fetch_tlb.is_global(second);
+        noted.pages.add(linear + page_size, second.page_shift);
     }
+    noted.has_local = noted.has_local || !global;
 }
 
 BlockCache::Table BlockCache::table_of(const Mode& mode) noexcept
@@ -214,7 +243,7 @@ void BlockCache::select_table(Cpu& cpu, const Mode& mode) noexcept
         bits = mode.bits(false) | (mode.user ? 0x100U : 0U) | (segment << cs_shift);
     }
     cpu.chain.table = table(which);
-    cpu.chain.generation = (states_[which].generation << generation_shift) | bits;
+    cpu.chain.generation = (state(which).generation << generation_shift) | bits;
 }
 
 std::size_t BlockCache::number_of(const CodeSegment& segment) noexcept
@@ -227,7 +256,7 @@ std::size_t BlockCache::number_of(const CodeSegment& segment) noexcept
     last_segment_ = static_cast<std::size_t>(found - segments_.begin());
     if (found == end) {
         if (segment_count_ == segments_.size()) {
-            renew(Legacy);  // Their numbers are given anew.
+            renew(states_[Legacy]);  // Their numbers are given anew.
             last_segment_ = 0;
             segment_count_ = 0;
         }
@@ -393,7 +422,7 @@ Block* BlockCache::find(Cpu& cpu, bool single)
         return block;
     }
     select_table(cpu, mode);
-    note_entry(table_of(mode), *block, code_linear(cpu, mode), page);
+    note_entry(cpu, table_of(mode), *block, code_linear(cpu, mode), page);
     const void* const code = cpu.translator == nullptr ? nullptr : cpu.translator->code_of(*block);
     jump_entry(cpu, cpu.rip) = JumpEntry{cpu.rip, block->ops(), code, cpu.chain.generation};
     if (cpu.chain.unlinked != nullptr) {
@@ -420,22 +449,26 @@ Block* BlockCache::find_in_mode(Cpu& cpu, const Mode& mode, bool single, CodePag
         if (fetched.host == nullptr) {
             return nullptr;
         }
-        bool is_new = false;
-        Page& page = add_page(cpu, fetched.gpa / page_size, is_new);
-        if (is_new) {
-            continue;
-        }
         const std::byte* const host = fetched.host - (fetched.gpa & page_mask);
-        if (page.check) {
-            compare(page, host);
-        }
-        Block* const known = search(mode.key(fetched.gpa, single));
-        if (known == nullptr) {
-            Block* const built = build(cpu, mode, page, host, fetched.gpa, next_linear, single);
-            if (built == nullptr && !no_memory_) {
-                continue;  // The second page has been registered: host pointers are stale.
+        const std::uint64_t key = mode.key(fetched.gpa, single);
+        Block* known = search(key);
+        if (known == nullptr || known->page->check) {
+            bool is_new = false;
+            Page& page = add_page(cpu, fetched.gpa / page_size, is_new);
+            if (is_new) {
+                continue;
             }
-            return built;
+            if (page.check) {
+                compare(page, host);
+                known = search(key);
+            }
+            if (known == nullptr) {
+                Block* const built = build(cpu, mode, page, host, fetched.gpa, next_linear, single);
+                if (built == nullptr && !no_memory_) {
+                    continue;  // The second page has been registered: host pointers are stale.
+                }
+                return built;
+            }
         }
         if (known->second_gpa == Block::no_page || second_page_matches(cpu, next_linear, *known)) {
             if (!known->dead) {
@@ -641,6 +674,7 @@ Block* BlockCache::build(Cpu& cpu,
     Block* const block = builder.block(gpa, mode.key(gpa, single));
     insert(*block);
     ++cpu.counters.blocks;
+    block->page = &page;
     page.blocks.push_back(block);
     page.idle_writes = 0;
     if (second != nullptr) {

@@ -13,13 +13,16 @@
 #include <vector>
 
 #include "x86/soft/cpu.hpp"
+#include "x86/soft/fetch_tlb.hpp"
 #include "x86/soft/op.hpp"
+#include "x86/soft/page_filter.hpp"
 #include "x86/soft/zeroed_array.hpp"
 
 namespace vmm::x86::soft {
 
 class SoftVm;
 struct CodePage;
+struct DecodedPage;
 
 /// Instructions that lie one after the other in one page (or one that reaches into the next), with
 /// the operations behind it in memory.  The last operation goes on behind the last instruction.
@@ -32,6 +35,7 @@ struct Block {
     std::uint64_t second_gpa{no_page};  ///< Of the bytes in the second page.
     std::uint64_t links{};  ///< Which operations are branches within the page, by index.
     Block* next_in_bucket{};
+    DecodedPage* page{};          ///< That of its first byte.
     std::vector<Op*> incoming{};  ///< Branches of other blocks that lead here.
     std::uint16_t size{};         ///< Bytes of its instructions.
     std::uint16_t extent{};       ///< Bytes it was decoded from: illegal ones at its end too.
@@ -55,6 +59,17 @@ struct Block {
 };
 static_assert(sizeof(Block) % alignof(Op) == 0);
 
+/// A page that code has been decoded from.
+struct DecodedPage {
+    std::uint64_t gfn{};
+    std::uint64_t current{};  ///< 64-byte pieces of `bytes` that blocks may be decoded from.
+    std::uint64_t known{};    ///< Pieces of `bytes` that have ever been read.
+    bool check{};             ///< Compare `bytes` with memory before the next use.
+    unsigned idle_writes{};   ///< Writes since the last block in it was dropped.
+    std::vector<Block*> blocks{};
+    std::array<std::byte, 4096> bytes{};
+};
+
 /// The decoded code of one vCPU.
 ///
 /// Each page with code is registered with `SoftVm` before its bytes are read, so that writes to it
@@ -76,6 +91,11 @@ public:
     void mapping_changed() noexcept;
     void local_mapping_changed() noexcept;
     void mapping_changed(std::uint64_t linear) noexcept;
+    /// Linear addresses are those of another address space (`FetchTlb::Space`): of what is known of
+    /// it, that counts which `is_kept`.
+    void address_space_changed(FetchTlb::Space space) noexcept;
+    /// Nothing is known of an address space other than the current one.
+    void forget_address_space(std::size_t index) noexcept;
     /// A TLB miss on code page `gfn` was filled: compare its blocks with memory before their next
     /// use (writes of the VMM that nobody reported).
     void revalidate(std::uint64_t gfn) noexcept;
@@ -97,7 +117,7 @@ public:
 
 private:
     static constexpr std::size_t first_bucket_count = std::size_t{1} << 10U;
-    static constexpr std::size_t max_bytes = std::size_t{64} << 20U;
+    static constexpr std::size_t max_bytes = std::size_t{256} << 20U;
     static constexpr std::size_t max_dead_bytes = std::size_t{1} << 20U;
     static constexpr unsigned max_idle_writes = 16;
 
@@ -105,11 +125,10 @@ private:
 
     /// What there is beside a jump table.
     struct TableState {
-        std::uint64_t generation{1};
-        /// Entries may be for pages that are not global.
-        bool has_local{};
-        /// Pages that entries are for, hashed: a page whose bit is clear has none.
-        std::array<std::uint64_t, 64> pages{};
+        std::uint64_t generation{};  ///< Not 0; no other state has had it.
+        bool is_used{};              ///< There may be entries.
+        bool has_local{};            ///< There may be some for pages that are not global.
+        PageFilter pages{};          ///< Those that entries are for.
     };
 
     /// What CS adds to RIP, and how far RIP may go.
@@ -119,16 +138,7 @@ private:
         friend bool operator==(const CodeSegment&, const CodeSegment&) = default;
     };
 
-    /// A page that code has been decoded from.
-    struct Page {
-        std::uint64_t gfn{};
-        std::uint64_t current{};  ///< 64-byte pieces of `bytes` that blocks may be decoded from.
-        std::uint64_t known{};    ///< Pieces of `bytes` that have ever been read.
-        bool check{};             ///< Compare `bytes` with memory before the next use.
-        unsigned idle_writes{};   ///< Writes since the last block in it was dropped.
-        std::vector<Block*> blocks{};
-        std::array<std::byte, 4096> bytes{};
-    };
+    using Page = DecodedPage;
     struct Mode;
     class Builder;
 
@@ -142,8 +152,17 @@ private:
     void select_table(Cpu& cpu, const Mode& mode) noexcept;
     /// Below 128; the same for as long as the legacy table is not renewed.
     [[nodiscard]] std::size_t number_of(const CodeSegment& segment) noexcept;
-    void renew(Table which) noexcept;
-    void note_entry(Table which,
+    [[nodiscard]] TableState& state(Table which) noexcept
+    {
+        return which == User ? user_states_[space_] : states_[which];
+    }
+    /// What all entries of one state lead to is forgotten.
+    void renew(TableState& state) noexcept;
+    template <typename IsMeant>
+    void renew_if(const IsMeant& is_meant) noexcept;
+    void adopt_generation() noexcept;
+    void note_entry(Cpu& cpu,
+                    Table which,
                     const Block& block,
                     std::uint64_t linear,
                     const CodePage& page) noexcept;
@@ -185,8 +204,11 @@ private:
     std::size_t live_bytes_{};
     std::size_t dead_bytes_{};
 
-    ZeroedArray<JumpEntry> tables_;  ///< One behind the other, by `Table`.
-    std::array<TableState, 3> states_{};
+    ZeroedArray<JumpEntry> tables_;       ///< One behind the other, by `Table`.
+    std::array<TableState, 3> states_{};  ///< Of all tables but `User`.
+    std::array<TableState, FetchTlb::space_count> user_states_{};
+    std::size_t space_{};  ///< The current one of `user_states_`.
+    std::uint64_t last_generation_{1};
     std::array<CodeSegment, 128> segments_{};  ///< Those of the legacy table, by their numbers.
     std::size_t segment_count_{};
     std::size_t last_segment_{};

@@ -148,11 +148,10 @@ void write_cr3(Cpu& cpu, std::uint64_t value)
             refuse();
         }
     }
-    // TLBs hold one address space: translations of another PCID are never there to be kept.
     const bool is_same = cpu.cr3 == value;
     cpu.cr3 = value;
     if (!(keeps && is_same)) {
-        flush_tlb_non_global(cpu);
+        switch_address_space(cpu, keeps);
     }
 }
 

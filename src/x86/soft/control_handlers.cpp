@@ -189,8 +189,7 @@ const Op* invlpg(Cpu& cpu, const Op* op)
     return leave(cpu, op);
 }
 
-/// SDM Vol. 2A "INVPCID": the TLBs hold the current address space, so that invalidations of another
-/// have nothing to do.
+/// SDM Vol. 2A "INVPCID".
 [[gnu::noinline]] void do_invpcid(Cpu& cpu, const Op& op)
 {
     require_supervisor(cpu);
@@ -206,18 +205,15 @@ const Op* invlpg(Cpu& cpu, const Op* op)
         (type == 0U && !is_canonical48(linear))) {
         raise(Vector::GP, 0);
     }
-    const bool is_current = pcid == (has_pcids ? cpu.cr3 & 0xfffU : 0U);
     switch (type) {
     case 0:
-        if (is_current) {
+        if (pcid == (has_pcids ? cpu.cr3 & 0xfffU : 0U)) {
             flush_tlb_page(cpu, linear);
+        } else {
+            forget_address_space(cpu, static_cast<std::uint16_t>(pcid));  // More than is asked for.
         }
         break;
-    case 1:
-        if (is_current) {
-            flush_tlb_non_global(cpu);
-        }
-        break;
+    case 1: forget_address_space(cpu, static_cast<std::uint16_t>(pcid)); break;
     case 2: flush_tlb_all(cpu); break;
     default: flush_tlb_non_global(cpu); break;
     }

@@ -16,6 +16,7 @@
 #include "x86/counter.hpp"
 #include "x86/cpu_state.hpp"
 #include "x86/engine.hpp"
+#include "x86/soft/fetch_tlb.hpp"
 #include "x86/soft/op.hpp"
 
 namespace vmm::x86::soft {
@@ -59,20 +60,6 @@ struct Tlb {
     Bitmap used{};    ///< Entries with a valid `read_tag`: flushes look at no others.
     Bitmap global{};  ///< Of the used ones.
     Bitmap large{};   ///< Of the used ones, parts of pages larger than 4 KiB.
-};
-
-/// Translations of pages that code was fetched from.
-struct FetchTlb {
-    static constexpr std::size_t entry_count = 512;
-    struct Entry {
-        std::uint64_t tag{TlbEntry::invalid};  ///< Linear address of the page, bit 0 set for CPL 3.
-        std::uint64_t gpa{};
-        const std::byte* host{};
-        bool global{};
-        std::uint8_t page_shift{};
-    };
-    std::array<Entry, entry_count> entries{};
-    std::array<std::uint64_t, entry_count / 64> used{};  ///< Entries with a valid tag.
 };
 
 /// `PhysicalMemory::page()` remembered, until the slots change.
@@ -165,7 +152,7 @@ struct alignas(32) JumpEntry {
 
 /// How one block finds the next without the run loop (block.cpp).
 struct Chain {
-    static constexpr std::size_t table_size = 4096;
+    static constexpr std::size_t table_size = 32768;
 
     JumpEntry* table{};          ///< `table_size` entries: those of the current mode.
     std::uint64_t generation{};  ///< Changes when all entries become stale, and with the mode.

@@ -124,9 +124,15 @@ struct CodePage {
 /// Throws the fault of an instruction fetch (#PF, #GP) where there is one.
 [[nodiscard]] CodePage fetch_page(Cpu& cpu, std::uint64_t linear);
 
+/// Of all address spaces; and global pages, or not.
 void flush_tlb_all(Cpu& cpu) noexcept;
 void flush_tlb_non_global(Cpu& cpu) noexcept;
+/// Of the current address space, and global pages.
 void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept;
+/// CR3 has been written: what is still known of its PCID counts if `keep`.
+void switch_address_space(Cpu& cpu, bool keep) noexcept;
+/// Drops all but global pages of one PCID.
+void forget_address_space(Cpu& cpu, std::uint16_t pcid) noexcept;
 /// The next write to the host page (or to any page) goes through `write_slow`.
 void drop_write_translations(Cpu& cpu, const std::byte* host_page) noexcept;
 void drop_write_translations(Cpu& cpu) noexcept;

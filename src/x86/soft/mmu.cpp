@@ -501,9 +501,8 @@ CodePage fetch_page(Cpu& cpu, std::uint64_t linear)
     const bool user = cpu.cpl == 3;
     const std::uint64_t offset = linear & page_mask;
     const std::uint64_t tag = (linear & ~page_mask) | (user ? 1U : 0U);
-    const std::size_t index = (linear >> 12U) % FetchTlb::entry_count;
-    FetchTlb::Entry& entry = cpu.fetch_tlb.entries[index];
-    if (entry.tag != tag) {
+    FetchTlb::Entry& entry = cpu.fetch_tlb.entry(linear);
+    if (!cpu.fetch_tlb.is_for(entry, tag)) {
         WalkRequest request{};
         request.fetch = true;
         request.user = user;
@@ -516,16 +515,16 @@ CodePage fetch_page(Cpu& cpu, std::uint64_t linear)
         if (page.host == nullptr) {
             return {result.gpa, nullptr, left_in_page(linear), false, 12};
         }
-        cpu.fetch_tlb.used[index / 64] |= std::uint64_t{1} << (index % 64);
-        entry.tag = tag;
-        entry.gpa = result.gpa & ~page_mask;
-        entry.host = page.host;
-        entry.global = result.global;
-        entry.page_shift = result.page_shift;
+        cpu.fetch_tlb.fill(entry,
+                           {.tag = tag,
+                            .gpa = result.gpa & ~page_mask,
+                            .host = page.host,
+                            .page_shift = result.page_shift},
+                           result.global);
         cpu.blocks->revalidate(result.gpa >> 12U);
     }
-    return {entry.gpa + offset, entry.host + offset, left_in_page(linear), entry.global,
-            entry.page_shift};
+    return {entry.gpa + offset, entry.host + offset, left_in_page(linear),
+            cpu.fetch_tlb.is_global(entry), entry.page_shift};
 }
 
 void locked_slow(Cpu& cpu,

@@ -160,7 +160,7 @@ void load_task_cr3(Cpu& cpu, const NewTask& task)
         raise(Vector::GP, 0);
     }
     cpu.cr3 = cr3;
-    flush_tlb_non_global(cpu);
+    switch_address_space(cpu, false);
 }
 
 void load_registers(Cpu& cpu, const NewTask& task, TaskSwitch reason)

@@ -38,20 +38,17 @@ void drop(Tlb& tlb, std::size_t index) noexcept
     set_bit(tlb.used, index, false);
 }
 
-/// Drops the translations of code pages for which `is_meant(entry)`.
-template <typename IsMeant>
-void drop_fetch_entries(FetchTlb& tlb, const IsMeant& is_meant)
+void drop_non_global(Cpu& cpu) noexcept
 {
-    for (std::size_t word = 0; word < tlb.used.size(); ++word) {
-        for (std::uint64_t left = tlb.used[word]; left != 0; left &= left - 1) {
-            const auto bit = static_cast<unsigned>(std::countr_zero(left));
-            FetchTlb::Entry& entry = tlb.entries[word * 64 + bit];
-            if (is_meant(entry)) {
-                entry.tag = TlbEntry::invalid;
-                tlb.used[word] &= ~(std::uint64_t{1} << bit);
-            }
-        }
+    for (Tlb& tlb : cpu.tlbs) {
+        for_each_entry([&](std::size_t word) { return tlb.used[word] & ~tlb.global[word]; },
+                       [&](std::size_t index) { drop(tlb, index); });
     }
+}
+
+std::uint16_t current_pcid(const Cpu& cpu) noexcept
+{
+    return Cr4{cpu.cr4}.get(Cr4::PCIDE) ? cpu.cr3 & 0xfffU : 0U;
 }
 
 void forget_mmio(Cpu& cpu) noexcept
@@ -108,7 +105,9 @@ void flush_tlb_all(Cpu& cpu) noexcept
         for_each_entry([&](std::size_t word) { return tlb.used[word]; },
                        [&](std::size_t index) { drop(tlb, index); });
     }
-    drop_fetch_entries(cpu.fetch_tlb, [](const FetchTlb::Entry&) { return true; });
+    cpu.fetch_tlb.flush_all();
+    // CR3 may be another one by now.
+    const FetchTlb::Space space = cpu.fetch_tlb.switch_to(current_pcid(cpu), false);
     for (PhysicalPageCache::Entry& entry : cpu.page_cache.entries) {
         entry.gfn = PhysicalPageCache::invalid;
     }
@@ -116,20 +115,41 @@ void flush_tlb_all(Cpu& cpu) noexcept
     ++cpu.counters.tlb_flushes;
     if (cpu.blocks != nullptr) {
         cpu.blocks->mapping_changed();
+        cpu.blocks->address_space_changed(space);
     }
 }
 
 void flush_tlb_non_global(Cpu& cpu) noexcept
 {
-    for (Tlb& tlb : cpu.tlbs) {
-        for_each_entry([&](std::size_t word) { return tlb.used[word] & ~tlb.global[word]; },
-                       [&](std::size_t index) { drop(tlb, index); });
-    }
-    drop_fetch_entries(cpu.fetch_tlb, [](const FetchTlb::Entry& entry) { return !entry.global; });
+    drop_non_global(cpu);
+    cpu.fetch_tlb.flush_non_global();
     forget_mmio(cpu);
     ++cpu.counters.tlb_flushes;
     if (cpu.blocks != nullptr) {
         cpu.blocks->local_mapping_changed();
+    }
+}
+
+void switch_address_space(Cpu& cpu, bool keep) noexcept
+{
+    drop_non_global(cpu);
+    const FetchTlb::Space space = cpu.fetch_tlb.switch_to(current_pcid(cpu), keep);
+    forget_mmio(cpu);
+    ++cpu.counters.tlb_flushes;
+    if (cpu.blocks != nullptr) {
+        cpu.blocks->address_space_changed(space);
+    }
+}
+
+void forget_address_space(Cpu& cpu, std::uint16_t pcid) noexcept
+{
+    if (pcid == current_pcid(cpu)) {
+        switch_address_space(cpu, false);
+        return;
+    }
+    const std::optional<std::size_t> index = cpu.fetch_tlb.forget(pcid);
+    if (index && cpu.blocks != nullptr) {
+        cpu.blocks->forget_address_space(*index);
     }
 }
 
@@ -149,9 +169,7 @@ void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept
                            }
                        });
     }
-    drop_fetch_entries(cpu.fetch_tlb, [&](const FetchTlb::Entry& entry) {
-        return (entry.tag ^ linear) >> entry.page_shift == 0;
-    });
+    cpu.fetch_tlb.flush_page(linear);
     forget_mmio(cpu);
     ++cpu.counters.page_flushes;
     if (cpu.blocks != nullptr) {

@@ -18,7 +18,7 @@ namespace vmm::x86::soft {
 
 namespace {
 
-constexpr std::size_t memory_size = std::size_t{16} << 20U;
+constexpr std::size_t memory_size = std::size_t{128} << 20U;
 constexpr std::size_t stress_memory_size = std::size_t{512} << 10U;
 constexpr unsigned hot = 32;
 constexpr std::size_t owned_size = 4096;
