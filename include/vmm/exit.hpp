@@ -95,6 +95,11 @@ struct IoapicEoi {
     std::uint8_t vector;
 };
 
+/// The vCPU's dirty ring is full but for what is reserved (`Vm::enable_dirty_rings`,
+/// KVM_EXIT_DIRTY_RING_FULL).  It goes on when entries were collected and freed
+/// (`Vm::reset_dirty_rings`); until then each run ends so.
+struct DirtyRingFull {};
+
 /// What a debugger asked for came about (`Vcpu::set_guest_debug`, KVM_EXIT_DEBUG).
 struct Debug {
     std::uint8_t exception;  ///< 1: a step or a breakpoint of DR7.  3: INT3.
@@ -143,6 +148,7 @@ public:
                                 Interrupted,
                                 IrqWindow,
                                 IoapicEoi,
+                                DirtyRingFull,
                                 Debug,
                                 InternalError,
                                 EntryFailure,

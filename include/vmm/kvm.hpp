@@ -112,7 +112,9 @@ enum class Capability : std::uint32_t {
     ManualDirtyLogProtect2 = 168,
     X86UserSpaceMsr = 188,
     X86MsrFilter = 189,
+    DirtyLogRing = 192,    ///< The most bytes of one ring.
     SetGuestDebug2 = 195,  ///< The bits of KVM_GUESTDBG_* that are known.
+    DirtyLogRingAcqRel = 223,
 };
 
 struct KvmOptions {

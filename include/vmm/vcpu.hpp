@@ -15,6 +15,7 @@
 #include "vmm/address.hpp"
 #include "vmm/exit.hpp"
 #include "vmm/export.hpp"
+#include "vmm/memory/dirty_ring.hpp"
 #include "vmm/result.hpp"
 #include "vmm/statistics.hpp"
 #include "vmm/x86/irqchip_state.hpp"
@@ -65,6 +66,14 @@ public:
     /// What the guest does, however wrong, is an `Exit`; an error means that the host could not
     /// run it.
     Result<Exit> run() noexcept;
+
+    /// Where pages are logged that this vCPU writes (`Vm::enable_dirty_rings`): memory of the
+    /// caller, who takes entries out by a `memory::DirtyRingReader`.  It must be zero, and outlive
+    /// the VM.  Pages written before this is set are entries of another vCPU's ring, or none.
+    ///
+    /// @return EINVAL for another number of entries than the VM's rings have, or where it has none;
+    /// EEXIST the second time.
+    Result<void> set_dirty_ring(std::span<memory::DirtyGfn> entries);
 
     // --- State.
 

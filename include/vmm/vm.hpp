@@ -91,7 +91,7 @@ public:
 
     /// KVM_GET_DIRTY_LOG: one bit a page written since the last call, and clears them.
     ///
-    /// @return ENOENT if the slot does not log, EINVAL for a bad slot id.
+    /// @return ENOENT if the slot does not log, EINVAL for a bad slot id, ENXIO with dirty rings.
     [[nodiscard]] Result<std::vector<std::uint64_t>> dirty_log(std::uint32_t slot,
                                                                std::uint16_t address_space = 0);
     /// KVM_GET_DIRTY_LOG under KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: the same and clears nothing.
@@ -108,6 +108,20 @@ public:
                                  std::uint64_t num_pages,
                                  std::span<const std::uint64_t> bitmap,
                                  std::uint16_t address_space = 0);
+
+    /// KVM_CAP_DIRTY_LOG_RING: from now on a page that is written, in a slot that logs, is an entry
+    /// in the ring of the vCPU that wrote it (`Vcpu::set_dirty_ring`), and the dirty log of a slot
+    /// can no longer be had.  What the VMM itself writes is in the first vCPU's.
+    ///
+    /// @param entries  Of each ring: a power of two, 256 to 65,536.
+    /// @return EINVAL for another number, the second time, once a vCPU or a slot that logs exists,
+    /// or on an engine that cannot (`Capability::DirtyLogRing`); E2BIG above 65,536.
+    Result<void> enable_dirty_rings(std::uint32_t entries);
+    /// KVM_RESET_DIRTY_RINGS: frees the entries that were collected.  Their pages are logged again
+    /// when they are written after this returned; read their contents then, not before.
+    ///
+    /// @return how many; EINVAL without `enable_dirty_rings()`.
+    Result<std::uint32_t> reset_dirty_rings();
 
     [[nodiscard]] VmMemory memory() const noexcept;
 

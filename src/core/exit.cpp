@@ -15,8 +15,9 @@ const char* Exit::name() const noexcept
         [](const Halt&) { return "halt"; }, [](const Shutdown&) { return "shutdown"; },
         [](const Interrupted&) { return "interrupted"; },
         [](const IrqWindow&) { return "irq window"; },
-        [](const IoapicEoi&) { return "I/O APIC EOI"; }, [](const Debug&) { return "debug"; },
-        [](const InternalError&) { return "internal error"; },
+        [](const IoapicEoi&) { return "I/O APIC EOI"; },
+        [](const DirtyRingFull&) { return "dirty ring full"; },
+        [](const Debug&) { return "debug"; }, [](const InternalError&) { return "internal error"; },
         [](const EntryFailure&) { return "entry failure"; },
         [](const Difference&) { return "difference"; }});
 }

@@ -45,4 +45,17 @@ void GuestPhysical::mark_dirty(std::uint64_t gfn) noexcept
     }
 }
 
+bool GuestPhysical::logs_dirty() const noexcept
+{
+    const auto table = slots_.read();
+    for (const std::size_t address_space : {0U, 1U}) {
+        for (const auto& entry : table.entries(address_space)) {
+            if (entry.value->logs_dirty()) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 }  // namespace vmm::core

@@ -18,6 +18,9 @@ public:
     [[nodiscard]] Page page(std::uint64_t gfn) noexcept override;
     void mark_dirty(std::uint64_t gfn) noexcept override;
 
+    /// Whether some slot has a dirty log.
+    [[nodiscard]] bool logs_dirty() const noexcept;
+
     [[nodiscard]] memory::MemslotTable<>& slots() noexcept { return slots_; }
 
 private:

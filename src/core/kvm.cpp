@@ -130,6 +130,11 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::SetGuestDebug2: return 0x1f'0003;  // Steps, breakpoints, injection, blocking.
     case Capability::AdjustClock: return 0xe;  // KVM_CLOCK_TSC_STABLE, _REALTIME, _HOST_TSC.
     case Capability::MultiAddressSpace: return 2;
+    case Capability::DirtyLogRing:
+    case Capability::DirtyLogRingAcqRel:
+        return core::has_dirty_rings(options_)
+                   ? static_cast<int>(memory::DirtyRing::max_entries * sizeof(memory::DirtyGfn))
+                   : 0;
     case Capability::IrqRouting: return 4096;
     case Capability::NrVcpus: return 64;
     case Capability::MaxVcpus:

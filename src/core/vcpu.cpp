@@ -52,6 +52,11 @@ Result<Exit> Vcpu::run() noexcept
     return core_->run();
 }
 
+Result<void> Vcpu::set_dirty_ring(std::span<memory::DirtyGfn> entries)
+{
+    return core_->set_dirty_ring(entries);
+}
+
 x86::Regs Vcpu::regs() const noexcept
 {
     const x86::CpuState& s = core_->state(StateGroup::Registers);

@@ -58,6 +58,9 @@ VcpuCore::~VcpuCore()
     if (lapic_ != nullptr) {
         vm_->irqchip()->remove_lapic(id_);
     }
+    if (dirty_ring_ != nullptr) {
+        vm_->dirty_rings()->remove(dirty_ring_);
+    }
     vm_->forget_vcpu(id_);
 }
 
@@ -153,10 +156,27 @@ void VcpuCore::deliver_smi() noexcept
     // Without SMM (the capability is not offered) an SMI has no handler to go to.
 }
 
+Result<void> VcpuCore::set_dirty_ring(std::span<memory::DirtyGfn> entries)
+{
+    DirtyRings* const rings = vm_->dirty_rings();
+    if (rings == nullptr || entries.size() != rings->entries()) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_dirty_ring: {} entries; the rings of this VM have {}",
+                                 entries.size(), rings != nullptr ? rings->entries() : 0U)};
+    }
+    if (dirty_ring_ != nullptr) {
+        return Error{std::errc::file_exists,
+                     "set_dirty_ring: this vCPU has a ring already; one is all it can have"};
+    }
+    dirty_ring_ = rings->add(*this, entries);
+    return success;
+}
+
 // --- The run loop.
 
 Result<Exit> VcpuCore::run() noexcept
 {
+    const DirtyRings::Logging logging{dirty_ring_.get()};
     for (;;) {
         // Looked at before they are taken: an exchange costs more than all else here.
         if (kicked_.load(std::memory_order_relaxed) &&
@@ -181,6 +201,9 @@ Result<Exit> VcpuCore::run() noexcept
         }
         if (std::exchange(shutdown_, false)) {
             return Exit{Shutdown{}, this};
+        }
+        if (dirty_ring_ != nullptr && dirty_ring_->ring.is_full() && complete_pending()) {
+            return Exit{DirtyRingFull{}, this};
         }
         choose_event();
         io_pending_ = false;

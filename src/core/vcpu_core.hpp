@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 
+#include "core/dirty_rings.hpp"
 #include "core/doorbell.hpp"
 #include "core/exit_counters.hpp"
 #include "vmm/exit.hpp"
@@ -46,6 +47,8 @@ public:
     bool complete_pending() noexcept;
     /// The user's kick.  Async-signal-safe.
     void user_kick() noexcept;
+
+    Result<void> set_dirty_ring(std::span<memory::DirtyGfn> entries);
 
     // --- State, as `Vcpu` documents it.
     [[nodiscard]] x86::CpuState& state(x86::StateGroup current = x86::StateGroup::All) noexcept
@@ -160,7 +163,8 @@ private:
     };
     Unanswered<Port> unanswered_port_;
     Unanswered<Gpa> unanswered_mmio_;
-    x86::MsrExitReason msr_refusal_{};  // Of the MSR access that leaves.
+    x86::MsrExitReason msr_refusal_{};           // Of the MSR access that leaves.
+    std::shared_ptr<VcpuDirtyRing> dirty_ring_;  // Null where pages are logged otherwise.
     ExitCounters counters_;
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool block_events_{};     // A debugger wants no interrupt.

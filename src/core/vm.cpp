@@ -49,6 +49,16 @@ Result<void> Vm::clear_dirty_log(std::uint32_t slot,
     return core_->clear_dirty_log(slot, first_page, num_pages, bitmap, address_space);
 }
 
+Result<void> Vm::enable_dirty_rings(std::uint32_t entries)
+{
+    return core_->enable_dirty_rings(entries);
+}
+
+Result<std::uint32_t> Vm::reset_dirty_rings()
+{
+    return core_->reset_dirty_rings();
+}
+
 VmMemory Vm::memory() const noexcept
 {
     return VmMemory{*core_};

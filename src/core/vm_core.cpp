@@ -2,6 +2,7 @@
 
 #include "core/vm_core.hpp"
 
+#include <bit>
 #include <initializer_list>
 #include <thread>
 #include <utility>
@@ -156,9 +157,63 @@ Result<void> VmCore::set_user_memory_region(const memory::MemoryRegion& region)
     return told;
 }
 
+Result<void> VmCore::check_log_is_bitmap(const char* operation) const
+{
+    if (dirty_rings_ == nullptr) {
+        return success;
+    }
+    return Error{
+        std::errc::no_such_device_or_address,
+        fmt::format("{}: this VM logs into dirty rings; collect the entries there", operation)};
+}
+
+Result<void> VmCore::enable_dirty_rings(std::uint32_t entries)
+{
+    const auto refuse = [entries](std::errc code, const char* why) {
+        return Error{code, fmt::format("enable_dirty_rings({}): {}", entries, why)};
+    };
+    if (!has_dirty_rings(options_)) {
+        return refuse(std::errc::invalid_argument,
+                      "this engine tells of writes only when it is asked; use dirty_log");
+    }
+    if (!std::has_single_bit(entries) || entries < memory::DirtyRing::min_entries) {
+        return refuse(std::errc::invalid_argument,
+                      "a ring has 256 to 65536 entries, a power of two");
+    }
+    if (entries > memory::DirtyRing::max_entries) {
+        return refuse(std::errc::argument_list_too_long, "a ring has at most 65536 entries");
+    }
+    const std::lock_guard lock{mutex_};
+    if (dirty_rings_ != nullptr || vcpu_created_) {
+        return refuse(std::errc::invalid_argument,
+                      "this VM has rings or a vCPU already; it comes before the first vCPU, once");
+    }
+    if (physical_.logs_dirty()) {
+        return refuse(std::errc::invalid_argument,
+                      "a slot logs into its bitmap already; it comes before the first such slot");
+    }
+    dirty_rings_ = std::make_unique<DirtyRings>(physical_.slots(), entries);
+    physical_.slots().set_dirty_sink(*dirty_rings_);
+    return success;
+}
+
+Result<std::uint32_t> VmCore::reset_dirty_rings()
+{
+    if (dirty_rings_ == nullptr) {
+        return Error{std::errc::invalid_argument,
+                     "reset_dirty_rings: this VM has no dirty rings; call enable_dirty_rings"};
+    }
+    const std::uint32_t freed = dirty_rings_->reset();
+    if (freed != 0U) {
+        dirty_log_cleared();
+    }
+    return freed;
+}
+
 Result<std::vector<std::uint64_t>> VmCore::dirty_log(std::uint32_t slot,
                                                      std::uint16_t address_space)
 {
+    VMM_TRY_VOID(check_log_is_bitmap("dirty_log"));
     if (address_space == 0) {
         VMM_TRY_VOID(engine_->collect_dirty_log(slot));
     }
@@ -170,6 +225,7 @@ Result<std::vector<std::uint64_t>> VmCore::dirty_log(std::uint32_t slot,
 Result<std::vector<std::uint64_t>> VmCore::peek_dirty_log(std::uint32_t slot,
                                                           std::uint16_t address_space)
 {
+    VMM_TRY_VOID(check_log_is_bitmap("peek_dirty_log"));
     if (address_space == 0) {
         VMM_TRY_VOID(engine_->collect_dirty_log(slot));
     }
@@ -182,6 +238,7 @@ Result<void> VmCore::clear_dirty_log(std::uint32_t slot,
                                      std::span<const std::uint64_t> bitmap,
                                      std::uint16_t address_space)
 {
+    VMM_TRY_VOID(check_log_is_bitmap("clear_dirty_log"));
     VMM_TRY_VOID(
         physical_.slots().clear_dirty_log(slot, first_page, num_pages, bitmap, address_space));
     dirty_log_cleared();

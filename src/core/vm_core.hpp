@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 
+#include "core/dirty_rings.hpp"
 #include "core/guest_physical.hpp"
 #include "core/irqfds.hpp"
 #include "core/write_sinks.hpp"
@@ -50,6 +51,10 @@ public:
                                  std::uint64_t num_pages,
                                  std::span<const std::uint64_t> bitmap,
                                  std::uint16_t address_space);
+    Result<void> enable_dirty_rings(std::uint32_t entries);
+    Result<std::uint32_t> reset_dirty_rings();
+    /// Null without `enable_dirty_rings()`.
+    [[nodiscard]] DirtyRings* dirty_rings() const noexcept { return dirty_rings_.get(); }
     [[nodiscard]] bool read_memory(Gpa from, std::span<std::byte> to) noexcept;
     [[nodiscard]] bool write_memory(Gpa to, std::span<const std::byte> from) noexcept;
 
@@ -140,6 +145,7 @@ public:
 
 private:
     [[nodiscard]] Result<void> tell_engine_of_memory();
+    [[nodiscard]] Result<void> check_log_is_bitmap(const char* operation) const;
     void dirty_log_cleared() noexcept;
     VmCore(const KvmOptions& options, std::shared_ptr<EventLoop> event_loop, std::uint32_t tsc_khz);
 
@@ -149,7 +155,8 @@ private:
     std::uint64_t created_tsc_;
     mutable std::mutex clock_mutex_;
     ClockReference clock_;
-    std::uint64_t tsc_offset_;  // What the TSC was set to last, as an offset.
+    std::uint64_t tsc_offset_;                 // What the TSC was set to last, as an offset.
+    std::unique_ptr<DirtyRings> dirty_rings_;  // Before the slots, which tell it.
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;
     std::unique_ptr<x86::irqchip::Irqchip> irqchip_;

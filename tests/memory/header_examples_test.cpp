@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "vmm/memory/describe.hpp"
+#include "vmm/memory/dirty_ring.hpp"
 #include "vmm/memory/epoch.hpp"
 #include "vmm/memory/guest_memory.hpp"
 #include "vmm/memory/memslots.hpp"
@@ -21,6 +22,10 @@ namespace {
 
 TEST(HeaderExample, Describe){
 #include "describe_example.inc"
+}
+
+TEST(HeaderExample, DirtyRing){
+#include "dirty_ring_example.inc"
 }
 
 TEST(HeaderExample, Epoch){

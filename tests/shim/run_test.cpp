@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,63 @@ TEST(KvmRun, ImmediateExitSettlesAnIn)
     EXPECT_EQ(*guest.port_data(), std::byte{0x5a});
     ASSERT_EQ(guest.enter(), 0);
     EXPECT_EQ(guest.run().exit_reason, static_cast<__u32>(KVM_EXIT_HLT));
+}
+
+TEST(KvmRun, ADirtyRingTellsOfWhatTheGuestWrites)
+{
+    constexpr std::uint64_t ring_bytes = 4096;
+    const Descriptor system = open_kvm();
+    const Descriptor vm{call(system.get(), KVM_CREATE_VM)};
+    EXPECT_EQ(call(vm.get(), KVM_RESET_DIRTY_RINGS), -EINVAL) << "not enabled";
+    kvm_enable_cap wanted{};
+    wanted.cap = KVM_CAP_DIRTY_LOG_RING;
+    for (const std::uint64_t bytes : {std::uint64_t{0}, ring_bytes + 16, ring_bytes / 2}) {
+        wanted.args[0] = bytes;
+        EXPECT_EQ(call(vm.get(), KVM_ENABLE_CAP, &wanted), -EINVAL) << bytes;
+    }
+    wanted.args[0] = 2U << 20U;
+    EXPECT_EQ(call(vm.get(), KVM_ENABLE_CAP, &wanted), -E2BIG);
+    wanted.args[0] = ring_bytes;
+    ASSERT_EQ(call(vm.get(), KVM_ENABLE_CAP, &wanted), 0);
+    EXPECT_EQ(call(vm.get(), KVM_ENABLE_CAP, &wanted), -EINVAL) << "twice";
+
+    const Pages memory{0x10000};
+    memory.place(0x1000, {0xc6, 0x06, 0, 0x30, 1, 0xf4});  // movb $1, 0x3000; hlt
+    ASSERT_EQ(set_region(vm.get(), 3, KVM_MEM_LOG_DIRTY_PAGES, 0, 0x10000, memory.data()), 0);
+    std::uint64_t word = 0;
+    kvm_dirty_log log{};
+    log.slot = 3;
+    log.dirty_bitmap = &word;
+    EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -ENXIO);
+    const Descriptor vcpu{call(vm.get(), KVM_CREATE_VCPU)};
+    const auto file = FileTable::instance().find(vcpu.get());
+    constexpr off_t ring_at = KVM_DIRTY_LOG_PAGE_OFFSET * 4096L;
+    EXPECT_EQ(file->may_map(ring_bytes, PROT_READ, MAP_PRIVATE, ring_at), -EINVAL);
+    EXPECT_EQ(file->may_map(ring_bytes, PROT_READ | PROT_EXEC, MAP_SHARED, ring_at), -EINVAL);
+    EXPECT_EQ(file->may_map(12288, PROT_READ, MAP_PRIVATE, 0), 0);
+    ASSERT_EQ(file->may_map(ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring_at), 0);
+    void* const at =
+        ::mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.get(), ring_at);
+    ASSERT_NE(at, MAP_FAILED);
+    const std::span ring{static_cast<kvm_dirty_gfn*>(at), ring_bytes / sizeof(kvm_dirty_gfn)};
+    kvm_sregs sregs{};
+    ASSERT_EQ(call(vcpu.get(), KVM_GET_SREGS, &sregs), 0);
+    sregs.cs.selector = 0;
+    sregs.cs.base = 0;
+    ASSERT_EQ(call(vcpu.get(), KVM_SET_SREGS, &sregs), 0);
+    kvm_regs regs{};
+    regs.rip = 0x1000;
+    regs.rflags = 2;
+    ASSERT_EQ(call(vcpu.get(), KVM_SET_REGS, &regs), 0);
+    ASSERT_EQ(call(vcpu.get(), KVM_RUN), 0);
+    EXPECT_EQ(ring[0].flags, static_cast<__u32>(KVM_DIRTY_GFN_F_DIRTY));
+    EXPECT_EQ(ring[0].slot, 3U);
+    EXPECT_EQ(ring[0].offset, 3U);
+    EXPECT_EQ(ring[1].flags, 0U);
+    ring[0].flags = KVM_DIRTY_GFN_F_RESET;
+    EXPECT_EQ(call(vm.get(), KVM_RESET_DIRTY_RINGS), 1);
+    EXPECT_EQ(ring[0].flags, 0U);
+    ::munmap(at, ring_bytes);
 }
 
 TEST(KvmRun, ADebuggerStepsAndBreaks)

@@ -111,6 +111,29 @@ TEST(Signals, TheMaskOfARunLetsOneThroughThatStaysPending)
     ::pthread_sigmask(SIG_UNBLOCK, &blocked, nullptr);
 }
 
+TEST(Signals, OneWithoutAHandlerEndsTheRunThatItIsUnblockedInAndStaysPending)
+{
+    const Guest guest;
+    guest.code({0xeb, 0xfe});
+    struct sigaction plain {};
+    plain.sa_handler = SIG_DFL;
+    ASSERT_EQ(change_action(SIGUSR2, &plain, nullptr), 0);
+    sigset_t blocked;
+    ::sigemptyset(&blocked);
+    ::sigaddset(&blocked, SIGUSR2);
+    ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &blocked, nullptr), 0);
+    std::array<std::uint32_t, 3> mask{8, 0, 0};
+    ASSERT_EQ(call(guest.vcpu(), request::set_signal_mask, mask.data()), 0);
+    ASSERT_EQ(::pthread_kill(::pthread_self(), SIGUSR2), 0);
+    EXPECT_EQ(guest.enter(), -EINTR);
+    const timespec at_once{};
+    EXPECT_EQ(::sigtimedwait(&blocked, nullptr, &at_once), SIGUSR2);
+    struct sigaction now {};
+    ASSERT_EQ(change_action(SIGUSR2, nullptr, &now), 0);
+    EXPECT_EQ(now.sa_handler, SIG_DFL) << "as the client sees it";
+    ::pthread_sigmask(SIG_UNBLOCK, &blocked, nullptr);
+}
+
 TEST(Signals, TheClientSeesItsOwnActions)
 {
     install(SIGUSR1, count);

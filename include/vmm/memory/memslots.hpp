@@ -93,6 +93,24 @@ concept SlotPayload = std::default_initializable<P> && std::copy_constructible<P
 /// For slots that carry nothing of the user's.
 struct NoPayload {};
 
+/// Is told of each page whose bit turns from clear to set, e.g. to put it into a ring.
+///
+/// Thread safety: called from whichever thread sets the bit.
+class DirtySink {
+public:
+    virtual ~DirtySink() = default;
+    virtual void page_dirtied(std::uint16_t address_space,
+                              std::uint32_t slot,
+                              std::uint64_t page) noexcept = 0;
+};
+
+/// Whom a bitmap tells, and of which slot.
+struct DirtyTeller {
+    DirtySink* sink{};  ///< Null: nobody.
+    std::uint16_t address_space{};
+    std::uint32_t slot{};
+};
+
 /// The pages of a slot that were written: one bit a page.
 ///
 /// Thread safety: all members from any thread.
@@ -101,7 +119,8 @@ public:
     static constexpr std::uint64_t bits = 64;
 
     /// All clean.  Null if there is no memory for it.
-    [[nodiscard]] static std::shared_ptr<DirtyBitmap> make(std::uint64_t pages) noexcept
+    [[nodiscard]] static std::shared_ptr<DirtyBitmap> make(std::uint64_t pages,
+                                                           DirtyTeller teller = {}) noexcept
     {
         const std::size_t words = (pages + bits - 1) / bits;
         std::unique_ptr<Word[]> storage{new (std::nothrow) Word[words]{}};
@@ -109,7 +128,7 @@ public:
             return nullptr;
         }
         try {
-            return std::make_shared<DirtyBitmap>(std::move(storage), words);
+            return std::make_shared<DirtyBitmap>(std::move(storage), words, teller);
         } catch (const std::bad_alloc&) {
             return nullptr;
         }
@@ -117,9 +136,10 @@ public:
 
     using Word = std::atomic<std::uint64_t>;
     /// For `make()`.
-    DirtyBitmap(std::unique_ptr<Word[]> words, std::size_t count) noexcept
+    DirtyBitmap(std::unique_ptr<Word[]> words, std::size_t count, DirtyTeller teller) noexcept
         : words_{std::move(words)},
-          count_{count}
+          count_{count},
+          teller_{teller}
     {
     }
 
@@ -127,8 +147,12 @@ public:
     /// and a collector between them would take the bit and the page as it was before.
     void set(std::uint64_t page) noexcept
     {
+        const std::uint64_t bit = std::uint64_t{1} << (page % bits);
         // Pairs with take(): who takes the bit sees the write to the page before this.
-        words_[page / bits].fetch_or(std::uint64_t{1} << (page % bits), std::memory_order_release);
+        const std::uint64_t before = words_[page / bits].fetch_or(bit, std::memory_order_release);
+        if (teller_.sink != nullptr && (before & bit) == 0) {
+            teller_.sink->page_dirtied(teller_.address_space, teller_.slot, page);
+        }
     }
 
     [[nodiscard]] bool test(std::uint64_t page) const noexcept
@@ -155,6 +179,7 @@ public:
 private:
     std::unique_ptr<Word[]> words_;
     std::size_t count_;
+    DirtyTeller teller_;
 };
 
 /// One slot, as a look-up finds it.  It never changes, except for its bitmap: a change of the slot
@@ -274,6 +299,14 @@ public:
     Reader read() const noexcept { return Reader{published_}; }
     /// For a reader that has a number of its own, such as a vCPU: see `Published::read`.
     Reader read(std::size_t reader) const noexcept { return Reader{published_, reader}; }
+
+    /// From now on `sink` is told of each page that turns dirty, in slots that begin to log after
+    /// this.  It must outlive the table.
+    void set_dirty_sink(DirtySink& sink)
+    {
+        const std::lock_guard lock{changes_};
+        sink_ = &sink;
+    }
 
     /// Creates, moves, re-flags or (size 0) deletes a slot.  The payload of a new slot is
     /// `Payload{}`; a changed slot keeps its own.  A slot that moves keeps its dirty bits.
@@ -517,7 +550,8 @@ private:
         if ((region.flags & MemoryFlags::log_dirty) != 0) {
             next->dirty = old != nullptr && old->dirty != nullptr
                               ? old->dirty
-                              : DirtyBitmap::make(next->page_count);
+                              : DirtyBitmap::make(next->page_count,
+                                                  {sink_, region.address_space, region.slot});
             if (next->dirty == nullptr) {
                 return Error{std::errc::not_enough_memory,
                              name(region) + "no memory for a dirty bitmap of " +
@@ -598,7 +632,8 @@ private:
     }
 
     Published<Generation> published_;
-    mutable std::mutex changes_;  // slots_, and the order of publications.
+    mutable std::mutex changes_;  // All below, and the order of publications.
+    DirtySink* sink_{};
     std::array<std::map<std::uint32_t, std::unique_ptr<const Slot>>, AddressSpaces> slots_;
 };
 

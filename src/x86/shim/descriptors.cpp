@@ -31,33 +31,39 @@ long install(UniqueFd fd, std::shared_ptr<File> file)
     return fd.release();
 }
 
-Result<RunArea> RunArea::map(const UniqueFd& memfd)
+Result<SharedPages> SharedPages::map(const UniqueFd& memfd, std::size_t offset, std::size_t size)
 {
-    void* const at =
-        ::mmap(nullptr, run_area_size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd.get(), 0);
+    void* const at = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, memfd.get(),
+                            static_cast<off_t>(offset));
     if (at == MAP_FAILED) {
-        return Error::from_errno("map a vCPU's run area");
+        return Error::from_errno("map what a vCPU shares");
     }
-    return RunArea{static_cast<std::byte*>(at)};
+    return SharedPages{static_cast<std::byte*>(at), size};
 }
 
-RunArea::~RunArea()
+SharedPages::~SharedPages()
 {
     if (base_ != nullptr) {
-        ::munmap(base_, run_area_size);
+        ::munmap(base_, size_);
     }
+}
+
+Result<RunArea> RunArea::map(const UniqueFd& memfd)
+{
+    VMM_TRY(auto pages, SharedPages::map(memfd, 0, run_area_size));
+    return RunArea{std::move(pages)};
 }
 
 kvm_run& RunArea::run() const noexcept
 {
     // SAFETY: page-aligned, zeroed by the kernel, and a struct of integers.
-    return *reinterpret_cast<kvm_run*>(base_);
+    return *reinterpret_cast<kvm_run*>(pages_.data());
 }
 
 bus::CoalescedPage& RunArea::coalesced() const noexcept
 {
     // SAFETY: as above; CoalescedPage is the layout of this page.
-    return *reinterpret_cast<bus::CoalescedPage*>(base_ + 2 * shim_page_size);
+    return *reinterpret_cast<bus::CoalescedPage*>(pages_.data() + 2 * shim_page_size);
 }
 
 }  // namespace vmm::shim

@@ -56,6 +56,14 @@ void let_go(std::shared_ptr<File> file)
 
 File::File() : process_{process_number.load(std::memory_order_relaxed)} {}
 
+long File::may_map(std::size_t /*size*/,
+                   int /*protection*/,
+                   int /*flags*/,
+                   off_t /*offset*/) noexcept
+{
+    return 0;
+}
+
 void File::mapped(void* /*at*/,
                   std::size_t /*size*/,
                   int /*protection*/,

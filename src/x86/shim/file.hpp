@@ -34,6 +34,11 @@ public:
     /// Where `/proc/self/fd/N` leads with KVM.
     [[nodiscard]] virtual std::string link_name() const = 0;
 
+    /// Whether the client may map it so: 0, or a negative errno.
+    [[nodiscard]] virtual long may_map(std::size_t size,
+                                       int protection,
+                                       int flags,
+                                       off_t offset) noexcept;
     /// The client has mapped it, as mmap(2) was told.
     virtual void mapped(void* at,
                         std::size_t size,

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <deque>
 #include <mutex>
 #include <set>
@@ -129,6 +130,48 @@ bool is_always_ours(int signal) noexcept
 
 std::atomic<bool> faults_are_ours{false};
 
+std::uint64_t bits_of(const sigset_t& set) noexcept
+{
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, &set, kernel_set_size);
+    return bits;
+}
+
+/// Signals without a handler of the client's that ours stands for.
+std::atomic<std::uint64_t> defaults_are_ours{0};
+
+/// A signal that is blocked but for KVM_RUN ends that and stays pending: the client, which has no
+/// handler for it, waits for it afterwards.  With KVM it is never delivered.  Here it is, so that
+/// our handler has to be there.
+void take_defaults(const sigset_t& mask) noexcept
+{
+    sigset_t now{};
+    if (client_mask != nullptr) {
+        now = *client_mask;
+    } else if (::syscall(SYS_rt_sigprocmask, SIG_SETMASK, nullptr, &now, kernel_set_size) != 0) {
+        return;
+    }
+    const std::uint64_t unblocked = bits_of(now) & ~bits_of(mask);
+    if ((unblocked & ~defaults_are_ours.load()) == 0) {
+        return;
+    }
+    const std::lock_guard lock{changes};
+    for (int signal = 1; signal < signal_count; ++signal) {
+        const std::uint64_t bit = std::uint64_t{1} << static_cast<unsigned>(signal - 1);
+        Action kernels{};
+        if ((unblocked & bit) == 0 || real_sigaction.load()(signal, nullptr, &kernels) != 0) {
+            continue;
+        }
+        if (kernels.sa_handler == SIG_DFL) {
+            Action ours{};
+            ours.sa_sigaction = &on_signal;
+            ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+            real_sigaction.load()(signal, &ours, nullptr);
+        }
+        defaults_are_ours |= bit;
+    }
+}
+
 /// All threads in KVM_RUN.
 struct Runs {
     std::mutex mutex;
@@ -216,6 +259,7 @@ int change_action(int signal, const struct sigaction* action, struct sigaction* 
     } else {
         const bool take = has_handler(*action) || (is_always_ours(signal) && faults_are_ours);
         const Action* const record = keep(*action);
+        defaults_are_ours &= ~(std::uint64_t{1} << static_cast<unsigned>(signal - 1));
         // Before the kernel has it, so that no signal meets a handler without a record.
         wanted[index].store(record, std::memory_order_release);
         Action given = take ? ours_for(*action) : *action;
@@ -250,6 +294,9 @@ RunScope::RunScope(Vcpu::Kicker kicker,
     current_run = this;
     std::atomic_signal_fence(std::memory_order_seq_cst);
     if (const sigset_t* const wanted_mask = mask ? &*mask : client_mask; wanted_mask != nullptr) {
+        if (mask) {
+            take_defaults(*mask);
+        }
         masked_ = set_mask(*wanted_mask, &before_);
     }
 }

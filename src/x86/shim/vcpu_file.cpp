@@ -21,7 +21,9 @@ long create_vcpu(VmFile& vm, unsigned long id)
     if (id > 0xffff'ffffUL || (end != 0 && id >= end)) {
         return -EINVAL;
     }
-    auto fd = make_memfd("kvm-vcpu:" + std::to_string(id), run_area_size);
+    const std::size_t ring_size = vm.dirty_ring_size;
+    auto fd = make_memfd("kvm-vcpu:" + std::to_string(id),
+                         ring_size != 0 ? dirty_ring_offset + ring_size : run_area_size);
     if (!fd) {
         return refused(fd.error());
     }
@@ -34,10 +36,39 @@ long create_vcpu(VmFile& vm, unsigned long id)
         return refused(vcpu.error());
     }
     vm.has_vcpu = true;
+    std::optional<SharedPages> ring;
+    if (ring_size != 0) {
+        auto pages = SharedPages::map(*fd, dirty_ring_offset, ring_size);
+        if (!pages) {
+            return refused(pages.error());
+        }
+        ring.emplace(*std::move(pages));
+        // SAFETY: page-aligned, zeroed by the kernel, and structs of integers.
+        auto* const entries = reinterpret_cast<memory::DirtyGfn*>(ring->data());
+        const auto set = vcpu->set_dirty_ring({entries, ring_size / sizeof(memory::DirtyGfn)});
+        if (!set) {
+            return refused(set.error());
+        }
+    }
     const bool has_ring = vm.offer_ring(*fd);
     auto file = std::make_shared<VcpuFile>(vm.shared_from_this(), *std::move(vcpu),
-                                           *std::move(area), has_ring);
+                                           *std::move(area), std::move(ring), has_ring);
     return install(*std::move(fd), std::move(file));
+}
+
+/// The dirty ring is shared, and nothing to execute.
+long VcpuFile::may_map(std::size_t size, int protection, int flags, off_t offset) noexcept
+{
+    const std::size_t ring_end = dirty_ring_offset + vm_->dirty_ring_size;
+    const auto first = static_cast<std::size_t>(offset);
+    const std::size_t last = first + size - 1;
+    const auto in_ring = [ring_end](std::size_t at) {
+        return at >= dirty_ring_offset && at < ring_end;
+    };
+    const bool is_shared = (flags & MAP_TYPE) != MAP_PRIVATE;
+    return (in_ring(first) || in_ring(last)) && ((protection & PROT_EXEC) != 0 || !is_shared)
+               ? -EINVAL
+               : 0;
 }
 
 void VcpuFile::mapped(void* at, std::size_t size, int protection, int flags, off_t offset) noexcept

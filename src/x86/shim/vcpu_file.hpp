@@ -28,8 +28,13 @@ class RunScope;
 /// that run to end.
 class VcpuFile final : public File, public std::enable_shared_from_this<VcpuFile> {
 public:
-    VcpuFile(std::shared_ptr<VmFile> vm, Vcpu vcpu, RunArea area, bool has_ring) noexcept
+    VcpuFile(std::shared_ptr<VmFile> vm,
+             Vcpu vcpu,
+             RunArea area,
+             std::optional<SharedPages> dirty_ring,
+             bool has_ring) noexcept
         : vm_{std::move(vm)},
+          dirty_ring_{std::move(dirty_ring)},
           vcpu_{std::move(vcpu)},
           area_{std::move(area)},
           has_ring_{has_ring}
@@ -42,6 +47,10 @@ public:
         return "anon_inode:kvm-vcpu:" + std::to_string(vcpu_.id());
     }
 
+    [[nodiscard]] long may_map(std::size_t size,
+                               int protection,
+                               int flags,
+                               off_t offset) noexcept override;
     void mapped(void* at,
                 std::size_t size,
                 int protection,
@@ -62,6 +71,7 @@ private:
     void show_state(kvm_run& area);
 
     std::shared_ptr<VmFile> vm_;
+    std::optional<SharedPages> dirty_ring_;  // Before the vCPU, which writes to it.
     Vcpu vcpu_;
     RunArea area_;
     const bool has_ring_;          // The VM's coalesced ring is in this one's memory.

@@ -167,6 +167,10 @@ long VcpuFile::show(kvm_run& area, const Exit& exit)
                        area.eoi.vector = e.vector;
                        return 0L;
                    },
+                   [&](const DirtyRingFull&) {
+                       area.exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+                       return 0L;
+                   },
                    [&](const Debug& e) {
                        area.exit_reason = KVM_EXIT_DEBUG;
                        area.debug.arch = {};

@@ -50,6 +50,23 @@ long create_split_irqchip(VmFile& file, __u64 io_apic_pins)
     return result;
 }
 
+long enable_dirty_rings(VmFile& file, __u64 bytes)
+{
+    constexpr std::size_t most = memory::DirtyRing::max_entries * sizeof(memory::DirtyGfn);
+    if (bytes > most && (bytes & (bytes - 1)) == 0) {
+        return -E2BIG;
+    }
+    if (bytes > most || bytes % sizeof(memory::DirtyGfn) != 0) {
+        return -EINVAL;
+    }
+    const long result = result_of(
+        file.vm().enable_dirty_rings(static_cast<std::uint32_t>(bytes / sizeof(memory::DirtyGfn))));
+    if (result == 0) {
+        file.dirty_ring_size = bytes;
+    }
+    return result;
+}
+
 long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
 {
     if (wanted.flags != 0) {
@@ -75,6 +92,8 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
         }
         file.dirty_log_is_manual = wanted.args[0] != 0;
         return 0;
+    case KVM_CAP_DIRTY_LOG_RING:
+    case KVM_CAP_DIRTY_LOG_RING_ACQ_REL: return enable_dirty_rings(file, wanted.args[0]);
     default: return -EINVAL;
     }
 }

@@ -45,6 +45,8 @@ public:
     std::atomic<bool> shows_payloads{};          ///< KVM_CAP_EXCEPTION_PAYLOAD.
     std::atomic<bool> dirty_log_is_manual{};     ///< KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
 
+    std::atomic<std::size_t> dirty_ring_size{};  ///< KVM_CAP_DIRTY_LOG_RING, in bytes; 0: none.
+
     /// The coalesced ring is one of the VM's, in the areas of all its vCPUs: it lives in the first
     /// one's.
     ///

@@ -80,10 +80,17 @@ long clear_dirty_log(VmFile& file, const kvm_clear_dirty_log& wanted)
                                                id.address_space));
 }
 
+long reset_dirty_rings(VmFile& file, unsigned long /*argument*/)
+{
+    const auto freed = file.vm().reset_dirty_rings();
+    return freed ? static_cast<long>(*freed) : refused(freed.error());
+}
+
 constexpr Row<VmFile> rows[] = {
     {KVM_SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", reads<set_user_memory_region>},
     {KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", reads<get_dirty_log>},
     {KVM_CLEAR_DIRTY_LOG, "KVM_CLEAR_DIRTY_LOG", reads<clear_dirty_log>},
+    {KVM_RESET_DIRTY_RINGS, "KVM_RESET_DIRTY_RINGS", reset_dirty_rings},
 };
 
 }  // namespace

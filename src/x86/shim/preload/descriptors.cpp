@@ -60,11 +60,17 @@ void before_read(int fd) noexcept
 
 void* map(void* at, std::size_t size, int protection, int flags, int fd, off_t offset) noexcept
 {
+    const auto file =
+        (flags & MAP_ANONYMOUS) == 0 ? FileTable::instance().find(fd) : std::shared_ptr<File>{};
+    if (file == nullptr) {
+        return next_mmap.get()(at, size, protection, flags, fd, offset);
+    }
+    if (to_libc(file->may_map(size, protection, flags, offset)) != 0) {
+        return MAP_FAILED;
+    }
     void* const mapped = next_mmap.get()(at, size, protection, flags, fd, offset);
-    if (mapped != MAP_FAILED && (flags & MAP_ANONYMOUS) == 0) {
-        if (const auto file = FileTable::instance().find(fd)) {
-            file->mapped(mapped, size, protection, flags, offset);
-        }
+    if (mapped != MAP_FAILED) {
+        file->mapped(mapped, size, protection, flags, offset);
     }
     return mapped;
 }

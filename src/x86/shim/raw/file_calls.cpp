@@ -123,6 +123,11 @@ Outcome do_mmap(Call& call) noexcept
     if (file == nullptr) {
         return pass_on;
     }
+    const long refused = file->may_map(call.argument(1), call.number_argument(2), flags,
+                                       static_cast<off_t>(call.argument(5)));
+    if (refused != 0) {
+        return refused;
+    }
     const long result = call.perform();
     // The kernel's errno are -4095 to -1; addresses of user space are positive.
     if (result >= 0) {
