@@ -16,6 +16,7 @@
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
 #include <linux/gfp.h>
+#include <linux/moduleparam.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
 #include <asm/debugreg.h>
@@ -63,11 +64,20 @@ static DEFINE_PER_CPU(u64, generation); /* Grows when nothing is known of a CPU'
 /* Capabilities, the same on every CPU. */
 static struct config {
 	u64 basic;
+	u32 timer;		/* Of guest_ticks. */
 	u32 ept, vpid;		/* The halves of IA32_VMX_EPT_VPID_CAP. */
 	u32 pin, exit, entry;	/* What is always set. */
 	u32 primary, secondary; /* The same, of these. */
 	u32 primary_allowed, secondary_allowed; /* What may be. */
 } config;
+
+/*
+ * Bochs 2.7 holds external interrupts back while the guest's IF is 0, if it was when the guest was entered: an endless loop
+ * would be the end of the machine.
+ */
+static ulong guest_ticks;
+module_param(guest_ticks, ulong, 0444);
+MODULE_PARM_DESC(guest_ticks, "leave a VMX guest after so many TSC ticks, whatever comes (0: never; for emulators)");
 
 static unsigned long *msr_bitmap;     /* All MSRs but the three below. */
 static unsigned long *msr_bitmap_all; /* All MSRs. */
@@ -482,6 +492,8 @@ static void write_constants(struct vmm_vcpu *vcpu)
 {
 	vmwrite(VIRTUAL_PROCESSOR_ID, 0xffff - vcpu->index);
 	vmwrite(PIN_BASED_VM_EXEC_CONTROL, config.pin);
+	if (config.pin & PIN_BASED_VMX_PREEMPTION_TIMER)
+		vmwrite(VMX_PREEMPTION_TIMER_VALUE, config.timer);
 	vmwrite(VM_EXIT_CONTROLS, config.exit);
 	vmwrite(VMCS_LINK_POINTER, NO_VMCS);
 	vmwrite(CR3_TARGET_COUNT, 0);
@@ -677,6 +689,7 @@ static void read_exit(struct vmm_vcpu *vcpu)
 	keep_event(v);
 	switch (v->reason) {
 	case EXIT_REASON_EXTERNAL_INTERRUPT:
+	case EXIT_REASON_PREEMPTION_TIMER:
 	case EXIT_REASON_INIT_SIGNAL:
 		return;
 	case EXIT_REASON_EPT_VIOLATION:
@@ -862,6 +875,7 @@ static bool handle(struct vmm_vcpu *vcpu)
 	}
 	switch (v->reason) {
 	case EXIT_REASON_EXTERNAL_INTERRUPT:
+	case EXIT_REASON_PREEMPTION_TIMER:
 	case EXIT_REASON_INIT_SIGNAL:
 		return true;
 	case EXIT_REASON_EXCEPTION_NMI:
@@ -989,15 +1003,14 @@ static int read_config(struct config *to)
 	const u32 vpid_extents = VMX_VPID_EXTENT_SINGLE_CONTEXT_BIT | VMX_VPID_EXTENT_GLOBAL_CONTEXT_BIT;
 	const u32 ept_needed = VMX_EPT_PAGE_WALK_4_BIT | VMX_EPTP_WB_BIT | VMX_EPT_INVEPT_BIT;
 	bool exact;
-	u64 caps;
-	u32 ignored;
+	u64 caps, misc;
+	u32 ignored, pin = PIN_MANDATORY | (guest_ticks ? PIN_BASED_VMX_PREEMPTION_TIMER : 0);
 
 	memset(to, 0, sizeof(*to));
 	if (rdmsrl_safe(MSR_IA32_VMX_BASIC, &to->basic))
 		return -EOPNOTSUPP;
 	exact = to->basic & VMX_BASIC_TRUE_CTLS;
-	if (!read_controls(exact ? MSR_IA32_VMX_TRUE_PINBASED_CTLS : MSR_IA32_VMX_PINBASED_CTLS, PIN_MANDATORY, &to->pin,
-			   &ignored) ||
+	if (!read_controls(exact ? MSR_IA32_VMX_TRUE_PINBASED_CTLS : MSR_IA32_VMX_PINBASED_CTLS, pin, &to->pin, &ignored) ||
 	    !read_controls(exact ? MSR_IA32_VMX_TRUE_PROCBASED_CTLS : MSR_IA32_VMX_PROCBASED_CTLS, PRIMARY_MANDATORY,
 			   &to->primary, &to->primary_allowed) ||
 	    !read_controls(MSR_IA32_VMX_PROCBASED_CTLS2, SECONDARY_MANDATORY, &to->secondary, &to->secondary_allowed) ||
@@ -1005,8 +1018,9 @@ static int read_config(struct config *to)
 			   &ignored) ||
 	    !read_controls(exact ? MSR_IA32_VMX_TRUE_ENTRY_CTLS : MSR_IA32_VMX_ENTRY_CTLS, ENTRY_MANDATORY, &to->entry,
 			   &ignored) ||
-	    rdmsrl_safe(MSR_IA32_VMX_EPT_VPID_CAP, &caps))
+	    rdmsrl_safe(MSR_IA32_VMX_EPT_VPID_CAP, &caps) || rdmsrl_safe(MSR_IA32_VMX_MISC, &misc))
 		return -EOPNOTSUPP;
+	to->timer = min_t(u64, guest_ticks >> vmx_misc_preemption_timer_rate(misc), U32_MAX);
 	to->secondary |= SECONDARY_OPTIONAL & to->secondary_allowed;
 	to->ept = caps;
 	to->vpid = caps >> 32;
