@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds, loads and unloads the helper module, which the engine svm needs.  `examples/helper.sh --help` says how.
+# Builds, loads and unloads the helper module, which the engines svm and vmx need.  `examples/helper.sh --help` says how.
 
 set -euo pipefail
 
@@ -49,7 +49,12 @@ obstacles() {
     flags=$(grep -m 1 '^flags' /proc/cpuinfo || true)
     case " $flags " in
     *' svm '*) [[ " $flags " == *' npt '* ]] || echo "the CPU has SVM without nested paging" ;;
-    *' vmx '*) echo "the CPU has VMX: this version of the helper drives SVM only" ;;
+    *' vmx '*)
+        # As the kernel lists them: none of them means none in the CPU.
+        for each in ept vpid unrestricted_guest; do
+            grep -qE "^vmx flags.* $each( |\$)" /proc/cpuinfo || echo "the CPU's VMX has no $each"
+        done
+        ;;
     *) echo "the CPU shows neither SVM nor VMX: no such hardware, hidden by a hypervisor, or disabled by the firmware" ;;
     esac
     if [[ ! -d /lib/modules/$version/build ]] && ! apt-cache show "linux-headers-$version" >/dev/null 2>&1; then

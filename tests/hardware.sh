@@ -87,8 +87,14 @@ find_busybox
 
 work=$(mktemp -d)
 child=
+# end PROCESS: with all that it started; Bochs heeds nothing less.
+end() {
+    local each
+    for each in $(pgrep -P "$1"); do end "$each"; done
+    kill -KILL "$1" 2>/dev/null || true
+}
 cleanup() {
-    [[ -z $child ]] || kill "$child" 2>/dev/null || true
+    [[ -z $child ]] || end "$child"
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -124,7 +130,8 @@ for module in $modules; do
     if [[ $module == vmm_helper ]]; then
         build_helper "$version"
         cp "$helper" "$tree/vmm/"
-        echo /vmm/vmm_helper.ko >>"$tree/vmm/modules"
+        # Bochs needs to be told to leave a guest with IF = 0 (vmx.c).
+        echo "/vmm/vmm_helper.ko$([[ $machine != vmx ]] || echo ' guest_ticks=200000')" >>"$tree/vmm/modules"
         continue
     fi
     modprobe -d "$guest/kernel" -S "$version" --show-depends "$module" >"$work/depends" ||
@@ -178,7 +185,7 @@ panic: action=fatal
 END
     echo c >"$work/bochs.rc"
     # Its display needs a terminal.
-    TERM=xterm timeout "$seconds" script -qefc "bochs -q -f $work/bochsrc -rc $work/bochs.rc" /dev/null \
+    TERM=xterm timeout -s KILL "$seconds" script -qefc "bochs -q -f $work/bochsrc -rc $work/bochs.rc" /dev/null \
         </dev/null >/dev/null 2>&1
 }
 

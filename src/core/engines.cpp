@@ -12,6 +12,7 @@
 #include "x86/soft/engine.hpp"
 #include "x86/svm/engine.hpp"
 #include "x86/tsc.hpp"
+#include "x86/vmx/engine.hpp"
 
 namespace vmm::core {
 
@@ -42,8 +43,8 @@ Result<std::unique_ptr<x86::EngineVm>> create_one(Engine engine,
     }
     case Engine::Kvm: return x86::kvm::create_kvm_vm(slots, kick_signal);
     case Engine::Svm: return x86::svm::create_svm_vm(pages, slots);
-    case Engine::Auto:
-    case Engine::Vmx: break;
+    case Engine::Vmx: return x86::vmx::create_vmx_vm(pages, slots);
+    case Engine::Auto: break;
     }
     return Error{std::errc::no_such_device,
                  fmt::format("this version of vmm has no engine {}", name(engine))};
@@ -93,10 +94,12 @@ std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)
     const std::uint32_t khz = x86::host_tsc_khz();
     const bool on_kvm = options.engine == Engine::Kvm || options.lockstep == Engine::Kvm;
     const bool on_svm = options.engine == Engine::Svm || options.lockstep == Engine::Svm;
+    const bool on_vmx = options.engine == Engine::Vmx || options.lockstep == Engine::Vmx;
     auto offer = on_kvm   ? x86::kvm::supported_cpuid(khz)
                  : on_svm ? x86::svm::supported_cpuid(khz)
+                 : on_vmx ? x86::vmx::supported_cpuid(khz)
                           : x86::supported_cpuid(khz);
-    if (on_svm || (options.lockstep && options.lockstep != options.engine)) {
+    if (on_svm || on_vmx || (options.lockstep && options.lockstep != options.engine)) {
         withdraw_speculation_control(offer);
     }
     return offer;

@@ -24,6 +24,7 @@
 #include "core/vm_core.hpp"
 #include "vmm/kvm.hpp"
 #include "x86/svm/engine.hpp"
+#include "x86/vmx/engine.hpp"
 
 namespace vmm {
 namespace {
@@ -208,17 +209,30 @@ bool host_has(std::uint32_t leaf, unsigned bit)
     return __get_cpuid(leaf, &eax, &ebx, &ecx, &edx) != 0 && ((ecx >> bit) & 1U) != 0U;
 }
 
+constexpr const char* device_path = "/dev/vmm";
+constexpr const char* report_fix = "look at the kernel's log, and report it with what it says";
+
 EngineReport probe_vmx()
 {
-    return {.engine = Engine::Vmx,
-            .reason = fmt::format("the CPU {} VMX; this version of vmm has no helper for it",
-                                  host_has(1, 5) ? "offers" : "does not offer")};
+    constexpr unsigned vmx = 5;
+    EngineReport report{.engine = Engine::Vmx};
+    if (!host_has(1, vmx)) {
+        report.reason = "the CPU does not offer VMX";
+        return report;
+    }
+    if (const auto helper = x86::vmx::check_helper(report.fix); !helper) {
+        report.reason = "the CPU offers VMX; " + helper.error().message();
+        return report;
+    }
+    static Found found;
+    return found.get([] { return probe_by_running(Engine::Vmx, device_path, report_fix); });
 }
 
 EngineReport probe_svm()
 {
+    constexpr unsigned svm = 2;
     EngineReport report{.engine = Engine::Svm};
-    if (!host_has(0x8000'0001, 2)) {
+    if (!host_has(0x8000'0001, svm)) {
         report.reason = "the CPU does not offer SVM";
         return report;
     }
@@ -227,10 +241,7 @@ EngineReport probe_svm()
         return report;
     }
     static Found found;
-    return found.get([] {
-        return probe_by_running(Engine::Svm, "/dev/vmm",
-                                "look at the kernel's log, and report it with what it says");
-    });
+    return found.get([] { return probe_by_running(Engine::Svm, device_path, report_fix); });
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ inline std::string engine_name(const testing::TestParamInfo<Engine>& test)
 }
 
 /// `INSTANTIATE_TEST_SUITE_P(Engines, X, test::engines, test::engine_name)`
-inline const auto engines = testing::Values(Engine::Soft, Engine::Kvm, Engine::Svm);
+inline const auto engines = testing::Values(Engine::Soft, Engine::Kvm, Engine::Svm, Engine::Vmx);
 
 /// 1 MiB of RAM at guest-physical 0; code runs in real mode with all segment bases 0.
 class SmallVm {

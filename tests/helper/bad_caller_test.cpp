@@ -91,39 +91,54 @@ void disturb(Caller& c, Random& random)
         break;
     case 7: static_cast<void>(call(c.vcpu, VMM_RUN)); break;
     default:
-        if (const std::uint64_t at_word = random() % 1024U; !is_long_mode_word(at_word)) {
+        if (const std::uint64_t at_word = random() % 1024U;
+            c.is_vmx() || !is_long_mode_word(at_word)) {
             reinterpret_cast<volatile std::uint32_t*>(c.area)[at_word] = word(random);
         }
         break;
     }
 }
 
+void mutate_controls(vmm_svm& svm, Random& random)
+{
+    svm.intercepts[random() % 6U] = word(random);
+}
+
+void mutate_controls(vmm_vmx& vmx, Random& random)
+{
+    std::uint32_t* const controls[] = {&vmx.primary, &vmx.secondary, &vmx.exceptions};
+    *controls[random() % 3U] ^= 1U << (random() % 32U);
+    vmx.cr0_mask ^= 1ULL << (random() % 64U);
+    vmx.small_exits = random();
+}
+
 /// Valid state with some of it spoilt.
-void mutate(vmm_vcpu_area& area, Random& random)
+template <typename Vendor>
+void mutate(vmm_vcpu_area& area, Vendor& vendor, Random& random)
 {
     auto* const bytes = reinterpret_cast<unsigned char*>(&area);
     switch (random() % 8U) {
-    case 0: bytes[random() % 0x290U] ^= static_cast<unsigned char>(1U << (random() % 8U)); break;
+    case 0: bytes[random() % 0x298U] ^= static_cast<unsigned char>(1U << (random() % 8U)); break;
     case 1: area.rip = random() % 0x1'0000U; break;
     case 2: area.gpr[random() % 16U] = random(); break;
-    case 3: area.svm.event_inj = 0x8000'0000U | (word(random) & 0xfffU); break;
-    case 4: area.svm.intercepts[random() % 6U] = word(random); break;
+    case 3: vendor.event_inj = 0x8000'0000U | (word(random) & 0xfffU); break;
+    case 4: mutate_controls(vendor, random); break;
     case 5:
-        area.svm.cr0 = word(random);
-        area.svm.cr3 = random() % Caller::memory_size;
-        area.svm.cr4 = word(random) & 0x37'07ffU;
-        area.svm.efer = word(random) & 0xd01U;
+        vendor.cr0 = word(random);
+        vendor.cr3 = random() % Caller::memory_size;
+        vendor.cr4 = word(random) & 0x37'07ffU;
+        vendor.efer = word(random) & 0xd01U;
         break;
     case 6: area.rflags = word(random); break;
-    default: area.svm.dr7 = word(random); break;
+    default: vendor.dr7 = word(random); break;
     }
 }
 
 int random_call(Caller& c, Random& random)
 {
-    static constexpr unsigned long requests[] = {
-        VMM_GET_INFO,   VMM_CREATE_VM, VMM_CREATE_VCPU, VMM_SET_REGION,
-        VMM_TAKE_DIRTY, VMM_RUN,       VMM_KICK,        0};
+    static constexpr unsigned long requests[] = {VMM_GET_INFO,   VMM_CREATE_VM,  VMM_CREATE_VCPU,
+                                                 VMM_SET_REGION, VMM_TAKE_DIRTY, VMM_RUN,
+                                                 VMM_KICK,       VMM_FETCH,      0};
     const UniqueFd* const descriptors[] = {&c.device, &c.vm, &c.vcpu};
     std::uint32_t buffer[16];
     for (std::uint32_t& each : buffer) {
@@ -164,9 +179,13 @@ std::uint64_t misbehave(std::uint64_t seed, std::uint64_t calls)
         }
         c.reset();
         for (std::uint64_t n = random() % 3U; n != 0; --n) {
-            mutate(*c.area, random);
+            if (c.is_vmx()) {
+                mutate(*c.area, c.area->vmx, random);
+            } else {
+                mutate(*c.area, c.area->svm, random);
+                spare_qemu(c.area->svm);
+            }
         }
-        spare_qemu(c.area->svm);
         c.area->immediate_exit = random() % 8U == 0 ? 1 : 0;
         if (call(c.vcpu, VMM_RUN) == 0) {
             entered += c.area->exit_kind == VMM_EXIT_HARDWARE ? 1U : 0U;
@@ -206,7 +225,7 @@ TEST_F(HelperBadCaller, KilledAtAnyMomentLeavesNothingBehind)
     ASSERT_EQ(c.add_memory(), 0);
     c.place(Caller::code_at, {0xf4});
     EXPECT_EQ(c.run(), 0);
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+    EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
 }
 
 }  // namespace

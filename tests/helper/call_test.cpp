@@ -25,7 +25,7 @@ TEST_F(HelperCall, RunsAGuestUntilItHalts)
     c.place(Caller::code_at, {0xb0, 0x42, 0xa2, 0x00, 0x20, 0xf4});  // mov $0x42, %al; to 0x2000
     ASSERT_EQ(c.run(), 0);
     EXPECT_EQ(c.area->exit_kind, std::uint32_t{VMM_EXIT_HARDWARE});
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+    EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
     EXPECT_EQ(c.area->rip, Caller::code_at + 5);
     EXPECT_EQ(c.memory[0x2000], std::byte{0x42});
     EXPECT_EQ(c.area->running, 0U);
@@ -83,51 +83,130 @@ TEST_F(HelperCall, RegionsThatBreakARuleAreRefusedWithIt)
     EXPECT_EQ(call(c.vm, VMM_SET_REGION, &region), 0) << "the same without a mistake";
 }
 
+/// Runs a state with something spoilt: it is refused, for this reason, without an entry.
+template <typename Change>
+void expect_refused(Caller& c, std::uint32_t reason, const Change& change)
+{
+    c.reset();
+    change(*c.area);
+    const std::uint64_t entries = c.area->entries;
+    EXPECT_EQ(c.run(), -EINVAL) << reason;
+    EXPECT_EQ(c.area->reason, reason);
+    EXPECT_EQ(c.area->entries, entries);
+}
+
+/// What both vendors' guests may not have.
+void expect_refusals_of_both(Caller& c, auto part)
+{
+    const auto refused = [&](std::uint32_t reason, auto change) {
+        expect_refused(c, reason, [&](vmm_vcpu_area& a) { change(part(a)); });
+    };
+    refused(VMM_REASON_OPTIONS, [](auto& v) { v.options = 2; });
+    refused(VMM_REASON_EVENT, [](auto& v) { v.event_inj = 0x8000'0130; });
+    refused(VMM_REASON_EVENT, [](auto& v) { v.event_inj = 0x8000'0302; });
+    refused(VMM_REASON_EFER, [](auto& v) { v.efer = 0x1000; });
+    refused(VMM_REASON_CR0, [](auto& v) { v.cr0 = 0x2000'0010; });
+    refused(VMM_REASON_CR0, [](auto& v) { v.cr0 = 0x8000'0010; });
+    refused(VMM_REASON_CR0, [](auto& v) { v.cr0 = 1ULL << 32U; });
+    refused(VMM_REASON_CR3, [](auto& v) { v.cr3 = 1ULL << 52U; });
+    refused(VMM_REASON_CR4, [](auto& v) { v.cr4 = 1U << 22U; });
+    refused(VMM_REASON_CR4, [](auto& v) { v.cr4 = 1U << 13U; });
+    refused(VMM_REASON_CR4, [](auto& v) { v.cr4 = 1ULL << 32U; });
+    refused(VMM_REASON_LONG_MODE, [](auto& v) {
+        v.efer = 0x500;
+        v.cr0 = 0x8000'0011;
+    });
+    refused(VMM_REASON_DEBUG, [](auto& v) { v.dr7 = 1ULL << 32U; });
+    expect_refused(c, VMM_REASON_XCR0, [](auto& a) { a.xcr0 = 0; });
+    expect_refused(c, VMM_REASON_XCR0, [](auto& a) { a.xcr0 = 0x201; });
+    expect_refused(c, VMM_REASON_MSR, [](auto& a) { a.tsc_aux = 1ULL << 32U; });
+}
+
+void expect_refusals_of_svm(Caller& c)
+{
+    const auto refused = [&](std::uint32_t reason, auto change) {
+        expect_refused(c, reason, [&](vmm_vcpu_area& a) { change(a.svm); });
+    };
+    refused(VMM_REASON_INTERCEPTS, [](auto& v) { v.intercepts[4] = 1U << 15U; });
+    refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& v) { v.int_ctl = 1U << 31U; });
+    refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& v) { v.int_vector = 0x100; });
+    refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& v) { v.int_state = 2; });
+    refused(VMM_REASON_DEBUG, [](auto& v) { v.dr6 = 1ULL << 32U; });
+    refused(VMM_REASON_LONG_MODE, [](auto& v) {
+        v.efer = 0x100;
+        v.cr0 = 0x8000'0011;
+        v.cr4 = 0x20;
+        v.cs.attributes = 0x69b;
+    });
+}
+
+void expect_refusals_of_vmx(Caller& c)
+{
+    const auto refused = [&](std::uint32_t reason, auto change) {
+        expect_refused(c, reason, [&](vmm_vcpu_area& a) { change(a.vmx); });
+    };
+    // TPR shadow, I/O bitmaps, monitor trap flag; APIC accesses, EPT, posted and virtual
+    // interrupts, VM functions, VMCS shadowing, page-modification logging.
+    for (const unsigned bit : {21U, 25U, 27U, 31U}) {
+        refused(VMM_REASON_CONTROLS, [&](auto& v) { v.primary = 1U << bit; });
+    }
+    for (const unsigned bit : {0U, 1U, 4U, 5U, 7U, 8U, 9U, 13U, 14U, 17U, 18U, 20U, 25U}) {
+        refused(VMM_REASON_CONTROLS, [&](auto& v) { v.secondary = 1U << bit; });
+    }
+    // PG, NW, CD, NE; VMXE, PAE, SMEP.
+    for (const unsigned bit : {5U, 29U, 30U, 31U, 32U}) {
+        refused(VMM_REASON_MASKS, [&](auto& v) { v.cr0_mask = ~(1ULL << bit); });
+    }
+    for (const unsigned bit : {5U, 13U, 20U, 63U}) {
+        refused(VMM_REASON_MASKS, [&](auto& v) { v.cr4_mask = ~(1ULL << bit); });
+    }
+    refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& v) { v.interruptibility = 4; });
+    refused(VMM_REASON_EVENT, [](auto& v) { v.event_inj = 0x8000'0480; });
+    refused(VMM_REASON_EVENT, [](auto& v) { v.event_inj = 0x8000'1080; });
+    refused(VMM_REASON_LONG_MODE, [](auto& v) { v.efer = 0x400; });
+    refused(VMM_REASON_LONG_MODE, [](auto& v) { v.cr4 = 1U << 17U; });
+    refused(VMM_REASON_MSR, [](auto& v) { v.lstar = 1ULL << 47U; });
+    refused(VMM_REASON_MSR, [](auto& v) { v.kernel_gs_base = 1ULL << 63U; });
+    refused(VMM_REASON_MSR, [](auto& v) { v.sfmask = 1ULL << 32U; });
+}
+
 TEST_F(HelperCall, StateThatAGuestMayNotHaveIsRefusedAndStaysDirty)
 {
     Caller c;
     ASSERT_EQ(c.add_memory(), 0);
     c.place(Caller::code_at, {0xf4});
-    const auto refused = [&](std::uint32_t reason, auto change) {
-        c.reset();
-        change(*c.area);
-        const std::uint64_t entries = c.area->entries;
-        EXPECT_EQ(c.run(), -EINVAL) << reason;
-        EXPECT_EQ(c.area->reason, reason);
-        EXPECT_EQ(c.area->entries, entries);
-    };
-    refused(VMM_REASON_INTERCEPTS, [](auto& a) { a.svm.intercepts[4] = 1U << 15U; });
-    refused(VMM_REASON_OPTIONS, [](auto& a) { a.svm.options = 2; });
-    refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& a) { a.svm.int_ctl = 1U << 31U; });
-    refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& a) { a.svm.int_vector = 0x100; });
-    refused(VMM_REASON_INTERRUPT_CONTROL, [](auto& a) { a.svm.int_state = 2; });
-    refused(VMM_REASON_EVENT, [](auto& a) { a.svm.event_inj = 0x8000'0130; });
-    refused(VMM_REASON_EFER, [](auto& a) { a.svm.efer = 0x1000; });
-    refused(VMM_REASON_EVENT, [](auto& a) { a.svm.event_inj = 0x8000'0302; });
-    refused(VMM_REASON_CR0, [](auto& a) { a.svm.cr0 = 0x2000'0010; });
-    refused(VMM_REASON_CR0, [](auto& a) { a.svm.cr0 = 0x8000'0010; });
-    refused(VMM_REASON_CR0, [](auto& a) { a.svm.cr0 = 1ULL << 32U; });
-    refused(VMM_REASON_CR3, [](auto& a) { a.svm.cr3 = 1ULL << 52U; });
-    refused(VMM_REASON_CR4, [](auto& a) { a.svm.cr4 = 1U << 22U; });
-    refused(VMM_REASON_CR4, [](auto& a) { a.svm.cr4 = 1ULL << 32U; });
-    refused(VMM_REASON_LONG_MODE, [](auto& a) {
-        a.svm.efer = 0x100;
-        a.svm.cr0 = 0x8000'0011;
-    });
-    refused(VMM_REASON_LONG_MODE, [](auto& a) {
-        a.svm.efer = 0x100;
-        a.svm.cr0 = 0x8000'0011;
-        a.svm.cr4 = 0x20;
-        a.svm.cs.attributes = 0x69b;
-    });
-    refused(VMM_REASON_DEBUG, [](auto& a) { a.svm.dr6 = 1ULL << 32U; });
-    refused(VMM_REASON_DEBUG, [](auto& a) { a.svm.dr7 = 1ULL << 32U; });
-    refused(VMM_REASON_XCR0, [](auto& a) { a.xcr0 = 0; });
-    refused(VMM_REASON_XCR0, [](auto& a) { a.xcr0 = 0x201; });
+    if (c.is_vmx()) {
+        expect_refusals_of_both(
+            c, [](vmm_vcpu_area & a) -> auto& { return a.vmx; });
+        expect_refusals_of_vmx(c);
+    } else {
+        expect_refusals_of_both(
+            c, [](vmm_vcpu_area & a) -> auto& { return a.svm; });
+        expect_refusals_of_svm(c);
+    }
     c.reset();
     c.area->dirty = 0;
     EXPECT_EQ(c.run(), 0) << "what was refused is taken again";
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+    EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
+}
+
+/// Segments and control registers are stored behind every exit but those that say otherwise.
+TEST_F(HelperCall, WhatIsNotStoredIsFetched)
+{
+    Caller c;
+    ASSERT_EQ(c.add_memory(), 0);
+    c.place(Caller::code_at, {0xb8, 0x34, 0x12, 0x8e, 0xd8, 0xe6, 0x10});  // %ds = 0x1234; out
+    if (c.is_vmx()) {
+        c.area->vmx.small_exits = 1ULL << 30U;
+    }
+    ASSERT_EQ(c.run(), 0);
+    EXPECT_EQ(c.area->rip, Caller::code_at + 5);
+    constexpr std::uint32_t lazy = VMM_DIRTY_SEGMENTS | VMM_DIRTY_SYSTEM;
+    EXPECT_EQ(c.area->stored & lazy, c.is_vmx() ? 0U : lazy);
+    ASSERT_EQ(call(c.vcpu, VMM_FETCH), 0);
+    EXPECT_EQ(c.area->stored & lazy, lazy);
+    EXPECT_EQ(c.ds().base, 0x12340U);
+    EXPECT_EQ(c.ds().selector, 0x1234U);
 }
 
 TEST_F(HelperCall, MemoryOutsideOfSlotsIsAnExit)
@@ -135,11 +214,11 @@ TEST_F(HelperCall, MemoryOutsideOfSlotsIsAnExit)
     Caller c;
     ASSERT_EQ(c.add_memory(), 0);
     c.place(Caller::code_at, {0xa0, 0x00, 0x00});  // mov 0, %al
-    c.area->svm.ds.base = 0x50'0000;
+    c.ds().base = 0x50'0000;
     ASSERT_EQ(c.run(), 0);
     EXPECT_EQ(c.area->exit_kind, std::uint32_t{VMM_EXIT_HARDWARE});
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_page_fault);
-    EXPECT_EQ(c.area->svm.exit_info_2, 0x50'0000U);
+    EXPECT_EQ(c.ended(), Caller::Ended::PageFault);
+    EXPECT_EQ(c.fault_address(), 0x50'0000U);
     EXPECT_EQ(c.area->rip, Caller::code_at);
 }
 
@@ -149,7 +228,7 @@ TEST_F(HelperCall, WritesToAReadOnlySlotAreExits)
     ASSERT_EQ(c.add_memory(VMM_REGION_READ_ONLY), 0);
     c.place(Caller::code_at, {0xa0, 0x00, 0x20, 0xa2, 0x00, 0x20});  // from and to 0x2000
     ASSERT_EQ(c.run(), 0);
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_page_fault);
+    EXPECT_EQ(c.ended(), Caller::Ended::PageFault);
     EXPECT_EQ(c.area->rip, Caller::code_at + 3);
 }
 
@@ -159,7 +238,7 @@ TEST_F(HelperCall, APageThatTheCallerHasNotIsAnErrorOfTheRun)
     ASSERT_EQ(c.add_memory(), 0);
     c.place(Caller::code_at, {0xa2, 0x00, 0x30, 0xf4});  // mov %al, 0x3000; hlt
     ASSERT_EQ(c.run(), 0);
-    ASSERT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+    ASSERT_EQ(c.ended(), Caller::Ended::Hlt);
     // The guest has the page; it loses it with its caller.
     ASSERT_EQ(::munmap(c.memory + 0x3000, 0x1000), 0);
     c.area->rip = Caller::code_at;
@@ -172,7 +251,7 @@ TEST_F(HelperCall, APageThatTheCallerHasNotIsAnErrorOfTheRun)
               MAP_FAILED);
     c.area->gpr[0] = 0x5a;
     ASSERT_EQ(c.run(), 0);
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+    EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
     EXPECT_EQ(c.memory[0x3000], std::byte{0x5a});
 }
 
@@ -196,7 +275,7 @@ TEST_F(HelperCall, ARemovedSlotIsGoneAtOnce)
     vmm_region none{};
     ASSERT_EQ(call(c.vm, VMM_SET_REGION, &none), 0);
     ASSERT_EQ(c.run(), 0);
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_page_fault);
+    EXPECT_EQ(c.ended(), Caller::Ended::PageFault);
 }
 
 TEST_F(HelperCall, TheDirtyLogHasEachWriteOnce)
@@ -210,7 +289,7 @@ TEST_F(HelperCall, TheDirtyLogHasEachWriteOnce)
     for (int i = 0; i < 3; ++i) {
         c.area->rip = Caller::code_at;
         ASSERT_EQ(c.run(), 0);
-        ASSERT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+        ASSERT_EQ(c.ended(), Caller::Ended::Hlt);
         ASSERT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), 0);
         EXPECT_EQ(bits[0], 1U << 3U);
         ASSERT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), 0);
@@ -288,7 +367,7 @@ TEST_F(HelperCall, AVmBelongsToItsAddressSpace)
     ASSERT_EQ(::waitpid(child, &status, 0), child);
     EXPECT_EQ(status, 0);
     EXPECT_EQ(c.run(), 0);
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+    EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
 }
 
 TEST_F(HelperCall, AVcpuOutlivesItsVmsDescriptor)
@@ -298,7 +377,7 @@ TEST_F(HelperCall, AVcpuOutlivesItsVmsDescriptor)
     c.place(Caller::code_at, {0xf4});
     c.vm.reset();
     EXPECT_EQ(c.run(), 0);
-    EXPECT_EQ(c.area->svm.exit_code, Caller::exit_hlt);
+    EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
 }
 
 }  // namespace

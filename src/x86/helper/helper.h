@@ -39,7 +39,7 @@ struct vmm_vm {
 	struct list_head slots;
 	u32 slot_count;
 
-	spinlock_t table_lock;	     /* The nested page tables, dirty bits, vcpus. */
+	spinlock_t table_lock;	     /* The nested page tables (NPT or EPT), dirty bits, vcpus. */
 	u64 *root;		     /* Nested page tables. */
 	int levels;
 	struct list_head vcpus;
@@ -55,7 +55,10 @@ struct vmm_vcpu {
 	int guest_cpu;	    /* The CPU that runs its guest code, or is about to; else -1. */
 
 	u32 refused; /* Dirty groups of a run that was refused. */
-	void *vmcb;
+	union {
+		void *vmcb;
+		struct vmx_vcpu *vmx;
+	};
 	u32 index;  /* The caller's id. */
 	u64 serial; /* Unique in the module's life. */
 	/* What the TLB of `cpu` knows the guest by. */
@@ -66,6 +69,23 @@ struct vmm_vcpu {
 	u64 xcr0, tsc_aux; /* Checked copies. */
 	u64 dr[4];
 };
+
+/* What the two vendors' hardware is to the rest. */
+struct vmm_vendor {
+	u32 id; /* VMM_VENDOR_* */
+	/* Of an entry of the nested page tables: for a table, for a page.  Write permission is _PAGE_RW in both. */
+	u64 table_bits, page_bits;
+	int (*init)(void);
+	void (*exit)(void);
+	u32 (*features)(void);
+	int (*table_levels)(void);
+	int (*create_vcpu)(struct vmm_vcpu *vcpu);
+	void (*destroy_vcpu)(struct vmm_vcpu *vcpu);
+	int (*run)(struct vmm_vcpu *vcpu);
+	void (*fetch)(struct vmm_vcpu *vcpu);
+};
+extern const struct vmm_vendor vmm_svm, vmm_vmx;
+extern const struct vmm_vendor *vmm_vendor;
 
 /* How an attempt to map a page ended. */
 enum vmm_fault {
@@ -81,14 +101,48 @@ int vmm_set_region(struct vmm_vm *vm, struct vmm_region *region);
 int vmm_take_dirty(struct vmm_vm *vm, struct vmm_dirty *dirty);
 enum vmm_fault vmm_map_page(struct vmm_vm *vm, u64 gpa, bool write, int *error);
 
-/* svm.c */
-int vmm_svm_init(void);
-void vmm_svm_exit(void);
-u32 vmm_svm_features(void);
-u64 vmm_svm_xcr0(void);
-int vmm_svm_create_vcpu(struct vmm_vcpu *vcpu);
-void vmm_svm_destroy_vcpu(struct vmm_vcpu *vcpu);
-int vmm_svm_run(struct vmm_vcpu *vcpu);
+/* host.c */
+struct vmm_host {
+	u64 tsc_aux;
+};
+void vmm_host_init(void);
+u64 vmm_host_xcr0(void);
+u64 vmm_guest_cr4(void);
+u32 vmm_load_common(struct vmm_vcpu *vcpu);
+void vmm_switch_to_guest(struct vmm_vcpu *vcpu, struct vmm_host *host, u64 dr7);
+void vmm_switch_to_host(struct vmm_vcpu *vcpu, const struct vmm_host *host);
+bool vmm_want_back(void);
+bool vmm_begin_entry(struct vmm_vcpu *vcpu, bool *again);
+void vmm_end_entry(struct vmm_vcpu *vcpu);
+
+/*
+ * VMM_RUN.  load: takes and checks what the caller has changed.  enter: with interrupts off, once into the guest.  handle: true
+ * if the guest goes on.  store: for the caller to see.
+ */
+static __always_inline int vmm_run(struct vmm_vcpu *vcpu, int (*load)(struct vmm_vcpu *), void (*enter)(struct vmm_vcpu *),
+				   bool (*handle)(struct vmm_vcpu *), void (*store)(struct vmm_vcpu *))
+{
+	bool again = true;
+	int error;
+
+	WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_NONE);
+	error = load(vcpu);
+	if (error)
+		return error;
+	while (again) {
+		if (vmm_want_back()) {
+			error = -EINTR;
+			break;
+		}
+		if (vmm_begin_entry(vcpu, &again)) {
+			enter(vcpu);
+			vmm_end_entry(vcpu);
+			again = handle(vcpu);
+		}
+	}
+	store(vcpu);
+	return error;
+}
 
 /* main.c */
 unsigned int vmm_guest_address_bits(void);

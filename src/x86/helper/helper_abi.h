@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* Both sides must have the same.  Any change of what is below is a new one. */
-#define VMM_ABI_VERSION 2
+#define VMM_ABI_VERSION 3
 
 #define VMM_DEVICE "vmm" /* /dev/vmm */
 
@@ -41,6 +41,9 @@
 #define VMM_REASON_DEBUG 20	/* DR6 or DR7 beyond 32 bits. */
 #define VMM_REASON_XCR0 21
 #define VMM_REASON_OPTIONS 22
+#define VMM_REASON_CONTROLS 23	/* VMX: controls that are not the caller's, or that this CPU has not. */
+#define VMM_REASON_MASKS 24	/* VMX: cr0_mask or cr4_mask gives the guest a bit that it may not own. */
+#define VMM_REASON_MSR 25	/* A value that WRMSR would not take. */
 
 /* ---- The device ---- */
 
@@ -50,6 +53,9 @@
 #define VMM_FEATURE_NEXT_RIP (1u << 0)	   /* `next_rip` is valid at intercepts of instructions. */
 #define VMM_FEATURE_DECODE_ASSISTS (1u << 1) /* `insn_bytes` are, at nested page faults. */
 #define VMM_FEATURE_PAUSE_FILTER (1u << 2)
+#define VMM_FEATURE_RDTSCP (1u << 3)  /* VMX: the secondary controls that a guest needs for these instructions. */
+#define VMM_FEATURE_INVPCID (1u << 4)
+#define VMM_FEATURE_XSAVES (1u << 5)
 
 struct vmm_info {
 	__u32 version;
@@ -106,10 +112,11 @@ struct vmm_dirty {
 #define VMM_EXIT_INTERRUPTED 1 /* `immediate_exit` was set. */
 #define VMM_EXIT_HARDWARE 2    /* The vendor's part says what. */
 #define VMM_EXIT_MEMORY 3      /* A page of the caller's could not be had; `error` says why. */
+#define VMM_EXIT_FAILED 4      /* VMX: no entry was made; `error` is the VM-instruction error. */
 
 struct vmm_segment {
 	__u16 selector;
-	__u16 attributes; /* As in a VMCB: descriptor bits 55:52 and 47:40. */
+	__u16 attributes; /* As in a VMCB: descriptor bits 55:52 and 47:40.  VMX: not present is unusable. */
 	__u32 limit;
 	__u64 base;
 };
@@ -172,6 +179,67 @@ struct vmm_svm {
 	/* 0x188 */
 };
 
+#define VMM_VMX_INTERCEPT_ALL_MSRS (1u << 0) /* Those too that the helper or the VMCS switches. */
+
+/*
+ * Intel.  The names are those of SDM Vol. 3C "Virtual Machine Control Structures".
+ */
+struct vmm_vmx {
+	/* 0x000: requests. */
+	__u32 primary;	  /* Processor-based controls. */
+	__u32 secondary;
+	__u32 exceptions; /* The exception bitmap. */
+	__u32 options;	  /* VMM_VMX_*. */
+	__u64 cr0_mask;	  /* Bits of CR0 and CR4 that the guest reads from the shadows, and leaves to change. */
+	__u64 cr4_mask;
+	__u64 cr0_shadow;
+	__u64 cr4_shadow;
+	__u64 small_exits; /* Bit n: exit reason n needs neither segments nor CRs stored; see `stored`. */
+	__u32 interruptibility;
+	__u32 event_inj; /* VM-entry interruption information.  Out: what is still, or again, to be injected. */
+	__u32 event_inj_error;
+	__u32 reserved;
+
+	/* 0x048: the exit. */
+	__u32 exit_reason;
+	__u32 instruction_length;
+	__u64 exit_qualification;
+	__u64 guest_physical;
+	__u64 pending_debug;
+	__u32 exit_event; /* VM-exit interruption information. */
+	__u32 exit_event_error;
+
+	/* 0x070: state. */
+	struct vmm_segment es;
+	struct vmm_segment cs;
+	struct vmm_segment ss;
+	struct vmm_segment ds;
+	struct vmm_segment fs;
+	struct vmm_segment gs;
+	struct vmm_segment gdtr;
+	struct vmm_segment ldtr;
+	struct vmm_segment idtr;
+	struct vmm_segment tr;
+	/* 0x110 */
+	__u64 efer;
+	__u64 cr0; /* As the CPU has it, without NE; CR4 without VMXE. */
+	__u64 cr2;
+	__u64 cr3;
+	__u64 cr4;
+	__u64 pdptes[4]; /* Where PAE paging is used. */
+	/* 0x158 */
+	__u64 dr7;
+	/* 0x160 */
+	__u64 star;
+	__u64 lstar;
+	__u64 sfmask;
+	__u64 kernel_gs_base;
+	__u64 sysenter_cs;
+	__u64 sysenter_esp;
+	__u64 sysenter_eip;
+	/* 0x198 */
+};
+
 struct vmm_vcpu_area {
 	__u32 dirty;	      /* VMM_DIRTY_*; taken by the helper. */
 	__u32 immediate_exit; /* Set by any thread of the caller's: no guest code from here on. */
@@ -188,10 +256,13 @@ struct vmm_vcpu_area {
 	__u64 xcr0;
 	__u64 tsc_offset;
 	__u64 tsc_aux;
-	__u64 reserved[3];
+	__u32 stored; /* VMM_DIRTY_*: groups that are as the guest left them; the helper's. */
+	__u32 reserved32;
+	__u64 reserved[2];
 
 	union { /* 0x100 */
 		struct vmm_svm svm;
+		struct vmm_vmx vmx;
 		__u8 vendor[0x1000 - 0x100];
 	};
 };
@@ -209,6 +280,7 @@ struct vmm_vcpu_area {
 
 #define VMM_RUN _IO(VMM_IOCTL, 0x20)
 #define VMM_KICK _IO(VMM_IOCTL, 0x21)
+#define VMM_FETCH _IO(VMM_IOCTL, 0x22)
 
 /* ---- What both sides count on ---- */
 
@@ -232,11 +304,21 @@ VMM_ABI_AT(vmm_svm, es, 0x70);
 VMM_ABI_AT(vmm_svm, efer, 0x110);
 VMM_ABI_AT(vmm_svm, star, 0x148);
 VMM_ABI_ASSERT(sizeof(struct vmm_svm) == 0x188);
+VMM_ABI_AT(vmm_vmx, cr0_mask, 0x10);
+VMM_ABI_AT(vmm_vmx, interruptibility, 0x38);
+VMM_ABI_AT(vmm_vmx, exit_reason, 0x48);
+VMM_ABI_AT(vmm_vmx, es, 0x70);
+VMM_ABI_AT(vmm_vmx, efer, 0x110);
+VMM_ABI_AT(vmm_vmx, dr7, 0x158);
+VMM_ABI_AT(vmm_vmx, star, 0x160);
+VMM_ABI_ASSERT(sizeof(struct vmm_vmx) == 0x198);
 VMM_ABI_AT(vmm_vcpu_area, gpr, 0x20);
 VMM_ABI_AT(vmm_vcpu_area, rip, 0xa0);
 VMM_ABI_AT(vmm_vcpu_area, dr, 0xb0);
 VMM_ABI_AT(vmm_vcpu_area, xcr0, 0xd0);
+VMM_ABI_AT(vmm_vcpu_area, stored, 0xe8);
 VMM_ABI_AT(vmm_vcpu_area, svm, 0x100);
+VMM_ABI_AT(vmm_vcpu_area, vmx, 0x100);
 VMM_ABI_ASSERT(sizeof(struct vmm_vcpu_area) == 0x1000);
 
 #endif

@@ -17,6 +17,8 @@
 
 #include "helper.h"
 
+const struct vmm_vendor *vmm_vendor;
+
 static void nothing(void *unused)
 {
 }
@@ -45,22 +47,44 @@ static void free_vm(struct kref *references)
 
 /* ---- vCPUs ---- */
 
+/* The vCPU is this thread's until give_back(); or an errno. */
+static int take(struct vmm_vcpu *vcpu)
+{
+	if (current->mm != vcpu->vm->mm)
+		return -EIO;
+	return test_and_set_bit_lock(0, &vcpu->busy) ? -EBUSY : 0;
+}
+
+static void give_back(struct vmm_vcpu *vcpu)
+{
+	clear_bit_unlock(0, &vcpu->busy);
+}
+
 static long run(struct vmm_vcpu *vcpu)
 {
 	struct vmm_vcpu_area *area = vcpu->area;
-	long result;
+	long result = take(vcpu);
 
-	if (current->mm != vcpu->vm->mm)
-		return -EIO;
-	if (test_and_set_bit_lock(0, &vcpu->busy))
-		return -EBUSY;
+	if (result)
+		return result;
 	WRITE_ONCE(area->reason, VMM_REASON_NONE);
 	WRITE_ONCE(area->running, 1);
 	smp_mb(); /* Whoever sets immediate_exit looks at `running` behind it. */
-	result = vmm_svm_run(vcpu);
+	result = vmm_vendor->run(vcpu);
 	WRITE_ONCE(area->running, 0);
-	clear_bit_unlock(0, &vcpu->busy);
+	give_back(vcpu);
 	return result;
+}
+
+static long fetch(struct vmm_vcpu *vcpu)
+{
+	long result = take(vcpu);
+
+	if (result)
+		return result;
+	vmm_vendor->fetch(vcpu);
+	give_back(vcpu);
+	return 0;
 }
 
 static long kick(struct vmm_vcpu *vcpu)
@@ -81,6 +105,8 @@ static long vcpu_ioctl(struct file *file, unsigned int request, unsigned long ar
 		return run(file->private_data);
 	case VMM_KICK:
 		return kick(file->private_data);
+	case VMM_FETCH:
+		return fetch(file->private_data);
 	default:
 		return -ENOTTY;
 	}
@@ -115,7 +141,7 @@ static int vcpu_release(struct inode *inode, struct file *file)
 	spin_lock(&vm->table_lock);
 	list_del(&vcpu->link);
 	spin_unlock(&vm->table_lock);
-	vmm_svm_destroy_vcpu(vcpu);
+	vmm_vendor->destroy_vcpu(vcpu);
 	free_page((unsigned long)vcpu->area);
 	kfree(vcpu);
 	kref_put(&vm->references, free_vm);
@@ -164,7 +190,8 @@ static long create_vcpu(struct vmm_vm *vm, struct vmm_create *create)
 	vcpu->area = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 	if (!vcpu->area)
 		goto free_vcpu;
-	result = vmm_svm_create_vcpu(vcpu);
+	vcpu->area->xcr0 = XFEATURE_MASK_FP;
+	result = vmm_vendor->create_vcpu(vcpu);
 	if (result)
 		goto free_area;
 	result = -EEXIST;
@@ -181,7 +208,7 @@ static long create_vcpu(struct vmm_vm *vm, struct vmm_create *create)
 	list_del(&vcpu->link);
 	spin_unlock(&vm->table_lock);
 destroy:
-	vmm_svm_destroy_vcpu(vcpu);
+	vmm_vendor->destroy_vcpu(vcpu);
 free_area:
 	free_page((unsigned long)vcpu->area);
 free_vcpu:
@@ -280,8 +307,8 @@ static long device_ioctl(struct file *file, unsigned int request, unsigned long 
 	void __user *user = (void __user *)argument;
 	struct vmm_info info = {
 		.version = VMM_ABI_VERSION,
-		.vendor = VMM_VENDOR_SVM,
-		.features = vmm_svm_features(),
+		.vendor = vmm_vendor->id,
+		.features = vmm_vendor->features(),
 		.max_vcpus = VMM_MAX_VCPUS,
 		.max_regions = VMM_MAX_REGIONS,
 		.vcpu_area_size = sizeof(struct vmm_vcpu_area),
@@ -319,22 +346,26 @@ static struct miscdevice device = {
 
 static int __init vmm_init(void)
 {
-	int error = vmm_svm_init();
+	int error;
 
+	vmm_vendor = boot_cpu_has(X86_FEATURE_VMX) ? &vmm_vmx : &vmm_svm;
+	vmm_host_init();
+	error = vmm_vendor->init();
 	if (error) {
-		pr_err("this machine's CPUs have no usable SVM with nested paging (%d)\n", error);
+		pr_err("this machine's CPUs have no usable SVM with nested paging, nor VMX with EPT, VPID and unrestricted guests (%d)\n",
+		       error);
 		return error;
 	}
 	error = misc_register(&device);
 	if (error)
-		vmm_svm_exit();
+		vmm_vendor->exit();
 	return error;
 }
 
 static void __exit vmm_exit(void)
 {
 	misc_deregister(&device);
-	vmm_svm_exit();
+	vmm_vendor->exit();
 }
 
 module_init(vmm_init);

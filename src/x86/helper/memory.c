@@ -17,8 +17,6 @@
 
 #include "helper.h"
 
-/* APM Vol. 2 "Nested Paging": entries are those of long mode, and all accesses are user accesses. */
-#define ENTRY_PRESENT (_PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED | _PAGE_DIRTY)
 #define TABLE_BITS 9
 #define TABLE_ENTRIES (1 << TABLE_BITS)
 
@@ -56,7 +54,7 @@ static u64 *find_entry(struct vmm_vm *vm, u64 gfn, u64 **spare, u64 *step)
 		u64 *entry = &table[(gfn >> shift) & (TABLE_ENTRIES - 1)];
 
 		if (!*entry && spare && *spare) {
-			WRITE_ONCE(*entry, __sme_set(__pa(*spare)) | ENTRY_PRESENT | _PAGE_RW);
+			WRITE_ONCE(*entry, __sme_set(__pa(*spare)) | vmm_vendor->table_bits);
 			*spare = NULL;
 		}
 		if (!*entry) {
@@ -350,7 +348,7 @@ static enum vmm_fault map_in_slot(struct vmm_slot *slot, u64 gfn, bool write, in
 	*error = get_page_at(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT), write, &writable, &page);
 	if (*error)
 		return VMM_FAULT_ERROR;
-	value = __sme_set(page_to_phys(page)) | ENTRY_PRESENT | (writable ? _PAGE_RW : 0);
+	value = __sme_set(page_to_phys(page)) | vmm_vendor->page_bits | (writable ? _PAGE_RW : 0);
 	for (;;) {
 		spin_lock(&vm->table_lock);
 		if (mmu_interval_read_retry(&slot->notifier, sequence))
@@ -403,8 +401,7 @@ int vmm_memory_init(struct vmm_vm *vm)
 	spin_lock_init(&vm->table_lock);
 	INIT_LIST_HEAD(&vm->slots);
 	INIT_LIST_HEAD(&vm->vcpus);
-	/* Nested tables have the depth of the host's own. */
-	vm->levels = native_read_cr4() & X86_CR4_LA57 ? 5 : 4;
+	vm->levels = vmm_vendor->table_levels();
 	vm->root = new_table();
 	return vm->root ? 0 : -ENOMEM;
 }

@@ -12,11 +12,8 @@
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
 #include <linux/percpu.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <asm/debugreg.h>
-#include <asm/fpu/api.h>
-#include <asm/fpu/xcr.h>
 #include <asm/io.h>
 #include <asm/nospec-branch.h>
 #include <asm/svm.h>
@@ -37,12 +34,10 @@ struct vmm_cpu {
 	struct page *host;  /* For VMSAVE. */
 	u64 generation;
 	u32 next_asid;
-	u64 last_vcpu;
 };
 static DEFINE_PER_CPU(struct vmm_cpu, cpus);
 
 static u32 asid_count;
-static u64 host_xcr0, host_xss;
 static void *iopm;	  /* All ports intercepted. */
 static void *msrpm;	  /* All MSRs but those that VMLOAD and VMSAVE switch. */
 static void *msrpm_all;	  /* All MSRs intercepted. */
@@ -81,18 +76,6 @@ static const u32 known[6] = { ~0u, ~0u, ~0u, ~0u, 0x7fff, 0x1f };
 
 #define CALLERS_INT_CTL (V_TPR_MASK | V_IRQ_INJECTION_BITS_MASK)
 #define GUEST_EFER (EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_FFXSR)
-
-/* Without PKE, whose register is the caller's; LA57, which NPT takes from the host; and what came later. */
-static u64 guest_cr4(void)
-{
-	return X86_CR4_VME | X86_CR4_PVI | X86_CR4_TSD | X86_CR4_DE | X86_CR4_PSE | X86_CR4_PAE | X86_CR4_MCE |
-	       X86_CR4_PGE | X86_CR4_PCE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT |
-	       (boot_cpu_has(X86_FEATURE_UMIP) ? X86_CR4_UMIP : 0) |
-	       (boot_cpu_has(X86_FEATURE_FSGSBASE) ? X86_CR4_FSGSBASE : 0) |
-	       (boot_cpu_has(X86_FEATURE_PCID) ? X86_CR4_PCIDE : 0) | (host_xcr0 ? X86_CR4_OSXSAVE : 0) |
-	       (boot_cpu_has(X86_FEATURE_SMEP) ? X86_CR4_SMEP : 0) |
-	       (boot_cpu_has(X86_FEATURE_SMAP) ? X86_CR4_SMAP : 0);
-}
 
 static void pass_msr(u32 index)
 {
@@ -193,7 +176,7 @@ static u32 check_system(const struct vmcb_save_area *save)
 		return VMM_REASON_CR0;
 	if (save->cr3 >> boot_cpu_data.x86_phys_bits)
 		return VMM_REASON_CR3;
-	if (save->cr4 & ~guest_cr4())
+	if (save->cr4 & ~vmm_guest_cr4())
 		return VMM_REASON_CR4;
 	if (long_mode && (!(save->cr4 & X86_CR4_PAE) ||
 			  (save->cs.attrib & SVM_SELECTOR_L_MASK && save->cs.attrib & SVM_SELECTOR_DB_MASK)))
@@ -209,8 +192,7 @@ static int load(struct vmm_vcpu *vcpu)
 	struct vmm_svm *from = &area->svm;
 	struct vmcb *vmcb = vcpu->vmcb;
 	u32 dirty = xchg(&area->dirty, 0), reason = VMM_REASON_NONE;
-	u64 xcr0 = READ_ONCE(area->xcr0);
-	int i, error = 0;
+	int error = 0;
 
 	/* A refused group is dirty still. */
 	dirty |= vcpu->refused;
@@ -236,22 +218,17 @@ static int load(struct vmm_vcpu *vcpu)
 		reason = check_system(&vmcb->save);
 		error = reason ? -EINVAL : 0;
 	}
-	if (!error && (!(xcr0 & XFEATURE_MASK_FP) || xcr0 & ~vmm_svm_xcr0() ||
-		       (xcr0 & XFEATURE_MASK_YMM && !(xcr0 & XFEATURE_MASK_SSE)))) {
-		reason = VMM_REASON_XCR0;
-		error = -EINVAL;
+	if (!error) {
+		reason = vmm_load_common(vcpu);
+		error = reason ? -EINVAL : 0;
 	}
 	if (error) {
 		vcpu->refused = dirty;
 		WRITE_ONCE(area->reason, reason);
 		return error;
 	}
-	vcpu->xcr0 = xcr0;
-	vcpu->tsc_aux = READ_ONCE(area->tsc_aux);
 	if (dirty & VMM_DIRTY_TLB)
 		vcpu->generation = 0;
-	for (i = 0; i < 4; i++)
-		vcpu->dr[i] = READ_ONCE(area->dr[i]);
 	if (dirty & VMM_DIRTY_MSRS) {
 		vmcb->save.star = READ_ONCE(from->star);
 		vmcb->save.lstar = READ_ONCE(from->lstar);
@@ -403,32 +380,12 @@ static void enter(struct vmm_vcpu *vcpu)
 	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
 	struct vmcb *vmcb = vcpu->vmcb;
 	u64 host = __sme_set(page_to_phys(cpu->host));
-	bool debugs = vmcb->save.dr7 & DR_GLOBAL_ENABLE_MASK || vmcb->save.dr7 & DR_LOCAL_ENABLE_MASK;
 	struct ownership own;
-	u64 tsc_aux = 0;
-	int i;
+	struct vmm_host switched;
 
 	own_svm(cpu, &own);
 	choose_asid(vcpu, cpu);
-	if (cpu->last_vcpu != vcpu->serial) {
-		cpu->last_vcpu = vcpu->serial;
-		indirect_branch_prediction_barrier();
-	}
-	/* The guest's FPU registers are the caller's thread's: the library loads them before VMM_RUN. */
-	if (test_thread_flag(TIF_NEED_FPU_LOAD))
-		switch_fpu_return();
-	if (debugs)
-		for (i = 0; i < 4; i++)
-			set_debugreg(vcpu->dr[i], i);
-	/* kvm_amd leaves its guest's there until the thread returns to user space. */
-	if (boot_cpu_has(X86_FEATURE_RDTSCP))
-		rdmsrl(MSR_TSC_AUX, tsc_aux);
-	if (boot_cpu_has(X86_FEATURE_RDTSCP) && vcpu->tsc_aux != tsc_aux)
-		wrmsrl(MSR_TSC_AUX, vcpu->tsc_aux);
-	if (host_xss)
-		wrmsrl(MSR_IA32_XSS, 0);
-	if (host_xcr0 && vcpu->xcr0 != host_xcr0)
-		xsetbv(XCR_XFEATURE_ENABLED_MASK, vcpu->xcr0);
+	vmm_switch_to_guest(vcpu, &switched, vmcb->save.dr7);
 	vmcb->control.clean = 0;
 
 	asm volatile("clgi");
@@ -436,15 +393,7 @@ static void enter(struct vmm_vcpu *vcpu)
 	asm volatile("stgi");
 	/* An NMI that ended the guest has been served by now. */
 
-	if (host_xcr0 && vcpu->xcr0 != host_xcr0)
-		xsetbv(XCR_XFEATURE_ENABLED_MASK, host_xcr0);
-	if (host_xss)
-		wrmsrl(MSR_IA32_XSS, host_xss);
-	if (boot_cpu_has(X86_FEATURE_RDTSCP) && vcpu->tsc_aux != tsc_aux)
-		wrmsrl(MSR_TSC_AUX, tsc_aux);
-	/* The exit has cleared DR7. */
-	if (hw_breakpoint_active())
-		hw_breakpoint_restore();
+	vmm_switch_to_host(vcpu, &switched);
 	disown_svm(cpu, &own, host);
 	if (vmcb->control.exit_code == SVM_EXIT_EXCP_BASE + X86_TRAP_MC)
 		asm volatile("int $18"); /* As the CPU would have done outside of a guest. */
@@ -503,54 +452,17 @@ static bool handle(struct vmm_vcpu *vcpu)
 	return false;
 }
 
-int vmm_svm_run(struct vmm_vcpu *vcpu)
+static int run(struct vmm_vcpu *vcpu)
 {
-	struct vmm_vcpu_area *area = vcpu->area;
-	int error;
+	return vmm_run(vcpu, load, enter, handle, store);
+}
 
-	WRITE_ONCE(area->exit_kind, VMM_EXIT_NONE);
-	error = load(vcpu);
-	if (error)
-		return error;
-	for (;;) {
-		if (signal_pending(current) || test_thread_flag(TIF_NOTIFY_RESUME)) {
-			error = -EINTR;
-			break;
-		}
-		cond_resched();
-		local_irq_disable();
-		/* From here on a kick and a flush interrupt this CPU; they look at it after what is looked at below. */
-		WRITE_ONCE(vcpu->guest_cpu, smp_processor_id());
-		smp_mb();
-		if (READ_ONCE(area->immediate_exit)) {
-			WRITE_ONCE(vcpu->guest_cpu, -1);
-			local_irq_enable();
-			WRITE_ONCE(area->exit_kind, VMM_EXIT_INTERRUPTED);
-			break;
-		}
-		if (signal_pending(current) || need_resched() || test_thread_flag(TIF_NOTIFY_RESUME)) {
-			WRITE_ONCE(vcpu->guest_cpu, -1);
-			local_irq_enable();
-			continue;
-		}
-		enter(vcpu);
-		smp_mb(); /* The guest is left, then it is said. */
-		WRITE_ONCE(vcpu->guest_cpu, -1);
-		local_irq_enable();
-		area->entries++;
-		if (!handle(vcpu))
-			break;
-	}
-	store(vcpu);
-	return error;
+/* Everything is stored behind each run. */
+static void fetch(struct vmm_vcpu *vcpu)
+{
 }
 
 /* ---- vCPUs ---- */
-
-u64 vmm_svm_xcr0(void)
-{
-	return host_xcr0 ? host_xcr0 & (XFEATURE_MASK_FPSSE | XFEATURE_MASK_YMM) : XFEATURE_MASK_FP;
-}
 
 static void init_vmcb(struct vmcb *vmcb)
 {
@@ -564,7 +476,7 @@ static void init_vmcb(struct vmcb *vmcb)
 	vmcb->save.dr7 = 0x400;
 }
 
-int vmm_svm_create_vcpu(struct vmm_vcpu *vcpu)
+static int create_vcpu(struct vmm_vcpu *vcpu)
 {
 	struct vmcb *vmcb = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 
@@ -576,26 +488,26 @@ int vmm_svm_create_vcpu(struct vmm_vcpu *vcpu)
 	vcpu->cpu = -1;
 	vcpu->serial = atomic64_inc_return(&serials);
 	vcpu->refused = VMM_DIRTY_ALL;
-	vcpu->area->xcr0 = XFEATURE_MASK_FP;
+	vcpu->area->stored = VMM_DIRTY_ALL;
 	return 0;
 }
 
-void vmm_svm_destroy_vcpu(struct vmm_vcpu *vcpu)
+static void destroy_vcpu(struct vmm_vcpu *vcpu)
 {
 	free_page((unsigned long)vcpu->vmcb);
 }
 
-u32 vmm_svm_features(void)
+static u32 features(void)
 {
-	u32 features = 0;
+	u32 all = 0;
 
 	if (boot_cpu_has(X86_FEATURE_NRIPS))
-		features |= VMM_FEATURE_NEXT_RIP;
+		all |= VMM_FEATURE_NEXT_RIP;
 	if (boot_cpu_has(X86_FEATURE_DECODEASSISTS))
-		features |= VMM_FEATURE_DECODE_ASSISTS;
+		all |= VMM_FEATURE_DECODE_ASSISTS;
 	if (boot_cpu_has(X86_FEATURE_PAUSEFILTER))
-		features |= VMM_FEATURE_PAUSE_FILTER;
-	return features;
+		all |= VMM_FEATURE_PAUSE_FILTER;
+	return all;
 }
 
 /* ---- CPUs ---- */
@@ -685,7 +597,7 @@ static void make_flush_guest(struct vmcb *vmcb)
 	vmcb->save.rflags = X86_EFLAGS_FIXED | X86_EFLAGS_IF;
 }
 
-int vmm_svm_init(void)
+static int init(void)
 {
 	static const u32 passed[] = { MSR_IA32_SYSENTER_CS, MSR_IA32_SYSENTER_ESP, MSR_IA32_SYSENTER_EIP, MSR_STAR,
 				      MSR_LSTAR, MSR_CSTAR, MSR_SYSCALL_MASK, MSR_FS_BASE, MSR_GS_BASE,
@@ -695,10 +607,6 @@ int vmm_svm_init(void)
 	if (!boot_cpu_has(X86_FEATURE_SVM) || !boot_cpu_has(X86_FEATURE_NPT))
 		return -EOPNOTSUPP;
 	asid_count = cpuid_ebx(SVM_CPUID_FUNC);
-	if (boot_cpu_has(X86_FEATURE_OSXSAVE))
-		host_xcr0 = xgetbv(XCR_XFEATURE_ENABLED_MASK);
-	if (boot_cpu_has(X86_FEATURE_XSAVES))
-		rdmsrl(MSR_IA32_XSS, host_xss);
 	error = allocate_all();
 	if (error)
 		goto fail;
@@ -718,8 +626,31 @@ fail:
 	return error;
 }
 
-void vmm_svm_exit(void)
+static void leave(void)
 {
 	cpuhp_remove_state(hotplug_state);
 	free_all();
 }
+
+/* Nested tables have the depth of the host's own. */
+static int table_levels(void)
+{
+	return native_read_cr4() & X86_CR4_LA57 ? 5 : 4;
+}
+
+/* APM Vol. 2 "Nested Paging": entries are those of long mode, and all accesses are user accesses. */
+#define ENTRY_BITS (_PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED | _PAGE_DIRTY)
+
+const struct vmm_vendor vmm_svm = {
+	.id = VMM_VENDOR_SVM,
+	.table_bits = ENTRY_BITS | _PAGE_RW,
+	.page_bits = ENTRY_BITS,
+	.init = init,
+	.exit = leave,
+	.features = features,
+	.table_levels = table_levels,
+	.create_vcpu = create_vcpu,
+	.destroy_vcpu = destroy_vcpu,
+	.run = run,
+	.fetch = fetch,
+};

@@ -2,291 +2,26 @@
 
 #include "x86/svm/vcpu.hpp"
 
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <span>
 #include <utility>
 
+#include "x86/svm/engine.hpp"
+
 namespace vmm::x86::svm {
-namespace {
 
-constexpr std::uint64_t rflags_if = Rflags::IF.mask;
-
-}  // namespace
-
-Result<std::unique_ptr<EngineVcpu>> SvmVcpu::create(std::shared_ptr<SvmVm> vm,
+Result<std::unique_ptr<EngineVcpu>> SvmVcpu::create(std::shared_ptr<hardware::HelperVm> vm,
                                                     VcpuHost& host,
                                                     std::uint32_t id)
 {
-    vmm_create wanted{};
-    wanted.argument = id;
-    VMM_TRY(const int raw, call_helper(vm->fd(), VMM_CREATE_VCPU, "VMM_CREATE_VCPU", wanted));
-    UniqueFd fd{raw};
-    VMM_TRY(VcpuArea area, VcpuArea::map(fd));
-    return std::unique_ptr<EngineVcpu>{
-        std::make_unique<SvmVcpu>(std::move(vm), host, std::move(fd), std::move(area))};
+    VMM_TRY(auto parts, hardware::VcpuParts::create(std::move(vm), id));
+    return std::unique_ptr<EngineVcpu>{std::make_unique<SvmVcpu>(std::move(parts), host)};
 }
 
-SvmVcpu::SvmVcpu(std::shared_ptr<SvmVm> vm, VcpuHost& host, UniqueFd fd, VcpuArea area)
-    : vm_{std::move(vm)},
-      host_{host},
-      fd_{std::move(fd)},
-      area_{std::move(area)},
-      emulator_{vm_->emulator().create_emulator(host)},
-      state_{emulator_->state()}
-{
-    vm_->add(*this);
-}
-
-SvmVcpu::~SvmVcpu()
-{
-    vm_->remove(*this);
-}
-
-Result<void> SvmVcpu::set_cpuid(Cpuid cpuid)
-{
-    return emulator_->set_cpuid(std::move(cpuid));
-}
-
-Result<void> SvmVcpu::set_guest_debug(const GuestDebug& debug)
-{
-    VMM_TRY_VOID(emulator_->set_guest_debug(debug));
-    debugger_ = debug;
-    return success;
-}
-
-bool SvmVcpu::has_msr(std::uint32_t /*index*/) const noexcept
-{
-    return false;
-}
-
-bool SvmVcpu::read_msr(std::uint32_t /*index*/, std::uint64_t& /*value*/) noexcept
-{
-    return false;
-}
-
-bool SvmVcpu::write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) noexcept
-{
-    return false;
-}
-
-bool SvmVcpu::translate(std::uint64_t linear, std::uint64_t& gpa) noexcept
-{
-    static_cast<void>(state(StateGroup::All));
-    emulator_->state_changed();
-    return emulator_->translate(linear, gpa);
-}
-
-std::vector<std::pair<std::string_view, std::uint64_t>> SvmVcpu::counters() const
-{
-    return {{"guest_entries", area_->entries}, {"emulated", emulated_}};
-}
-
-// --- Kicks.  The helper looks at `immediate_exit` after it has set `running`, and after it has
-// told itself which CPU to interrupt.
-
-void SvmVcpu::request_exit() noexcept
-{
-    emulator_->request_exit();
-    __atomic_store_n(&area_->immediate_exit, 1U, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&area_->running, __ATOMIC_SEQ_CST) != 0U) {
-        const int error = errno;
-        static_cast<void>(helper_ioctl(fd_.get(), VMM_KICK, nullptr));
-        errno = error;
-    }
-}
-
-bool SvmVcpu::take_request() noexcept
-{
-    return __atomic_load_n(&area_->immediate_exit, __ATOMIC_SEQ_CST) != 0U &&
-           __atomic_exchange_n(&area_->immediate_exit, 0U, __ATOMIC_SEQ_CST) != 0U;
-}
-
-// --- Running.
-
-const EngineExit& SvmVcpu::leave(EngineExit::Reason reason) noexcept
-{
-    exit_ = EngineExit{};
-    exit_.reason = reason;
-    return exit_;
-}
-
-const EngineExit* SvmVcpu::fail_entry(std::uint64_t reason) noexcept
-{
-    static_cast<void>(leave(EngineExit::Reason::EntryFailure));
-    exit_.hardware_reason = reason;
-    return &exit_;
-}
-
-/// What hardware has no means for, or a debugger wants to watch.
-bool SvmVcpu::must_emulate() const noexcept
-{
-    const bool software_event =
-        state_.inject && state_.inject->kind >= EventKind::SoftwareInterrupt;
-    const bool shadow = state_.sti_shadow || state_.mov_ss_shadow;
-    return software_event || state_.pending_debug != 0 ||
-           (state_.nmi_window_requested && !state_.nmi_blocked && shadow);
-}
-
-/// A window that the core waits for and that is open.
-const EngineExit* SvmVcpu::open_window() noexcept
-{
-    if (state_.inject || state_.pending_debug != 0 || state_.sti_shadow || state_.mov_ss_shadow) {
-        return nullptr;
-    }
-    if (state_.nmi_window_requested && !state_.nmi_blocked) {
-        return &leave(EngineExit::Reason::NmiWindow);
-    }
-    if (state_.irq_window_requested && (state_.rflags & rflags_if) != 0) {
-        return &leave(EngineExit::Reason::IrqWindow);
-    }
-    return nullptr;
-}
-
-const EngineExit& SvmVcpu::enter() noexcept
-{
-    if (std::exchange(exit_left_, false)) {
-        return *left_;
-    }
-    // The rest of an instruction comes first.
-    complete_port_read();
-    if (const EngineExit* exit = emulator_->complete()) {
-        return *exit;
-    }
-    for (;;) {
-        if (take_request()) {
-            return leave(EngineExit::Reason::Interrupted);
-        }
-        if (debugger_ != GuestDebug{}) {
-            // Watched, a guest runs on the interpreter.
-            static_cast<void>(state(StateGroup::All));
-            changed_ = StateGroup::All;
-            emulator_->state_changed();
-            area_->dirty |= VMM_DIRTY_TLB;
-            return emulator_->enter();
-        }
-        static_cast<void>(state(StateGroup::Registers));
-        const EngineExit* exit = open_window();
-        if (exit == nullptr) {
-            exit = must_emulate() ? emulate() : run_hardware();
-        }
-        if (exit != nullptr) {
-            return *exit;
-        }
-    }
-}
-
-bool SvmVcpu::complete_pending() noexcept
-{
-    complete_port_read();
-    if (!exit_left_) {
-        left_ = emulator_->complete();
-        exit_left_ = left_ != nullptr;
-    }
-    return !exit_left_;
-}
-
-void SvmVcpu::move_past_instruction(std::uint64_t next) noexcept
-{
-    state_.rip = next;
-    state_.rflags &= ~Rflags::RF.mask;
-    state_.sti_shadow = state_.mov_ss_shadow = false;
-}
-
-/// IN and OUT, the most frequent exits, without the emulator.  The CPU has checked the permission.
-const EngineExit* SvmVcpu::handle_port() noexcept
-{
-    using I = PortInfo;
-    const I info{area_->svm.exit_info_1};
-    constexpr StateGroup groups = StateGroup::Registers | StateGroup::Debug;
-    const CpuState& cpu = state(groups);
-    const bool is_watched =
-        (cpu.rflags & Rflags::TF.mask) != 0 || (cpu.dr7 & Dr7::enables.mask) != 0;
-    const std::uint64_t size = info.get(I::size);
-    if (info.get(I::string) || is_watched || size == 0 || size > port_data_.size()) {
-        return emulate();
-    }
-    const Port port{static_cast<std::uint16_t>(info.get(I::port))};
-    const std::span<std::byte> data = std::span{port_data_}.first(size);
-    const bool is_input = info.get(I::input);
-    port_read_ = PortRead{cpu.rip, area_->svm.exit_info_2, size};
-    if (is_input) {
-        if (host_.port_read(port, data)) {
-            complete_port_read();
-            return nullptr;
-        }
-        static_cast<void>(leave(EngineExit::Reason::PortRead));
-        std::fill(data.begin(), data.end(), std::byte{0xff});
-    } else {
-        port_read_.reset();
-        std::memcpy(data.data(), state_.gpr.data(), size);
-        move_past_instruction(area_->svm.exit_info_2);
-        if (host_.port_write(port, data)) {
-            return nullptr;
-        }
-        static_cast<void>(leave(EngineExit::Reason::PortWrite));
-    }
-    exit_.port = port.value();
-    exit_.size = static_cast<std::uint8_t>(size);
-    exit_.count = 1;
-    exit_.data = data;
-    return &exit_;
-}
-
-/// Not where the VMM has set other registers meanwhile.
-void SvmVcpu::complete_port_read() noexcept
-{
-    if (!port_read_) {
-        return;
-    }
-    const PortRead read = *port_read_;
-    port_read_.reset();
-    if (state(StateGroup::Registers).rip != read.rip) {
-        return;
-    }
-    constexpr std::size_t clears_upper_half = 4;
-    if (read.size == clears_upper_half) {
-        state_.gpr[Rax] = 0;
-    }
-    std::memcpy(state_.gpr.data(), port_data_.data(), read.size);
-    move_past_instruction(read.next);
-}
-
-/// One instruction, or the delivery of one event.
-const EngineExit* SvmVcpu::emulate() noexcept
-{
-    static_cast<void>(state(StateGroup::All));
-    ++emulated_;
-    changed_ = StateGroup::All;
-    return emulator_->step();
-}
-
-const EngineExit* SvmVcpu::run_hardware() noexcept
-{
-    store();
-    const int result = run_guest(fd_.get(), fpu_);
-    if (result != 0 && result != -EINTR) {
-        // With EINVAL the helper says what it refused.
-        return fail_entry(area_->reason != VMM_REASON_NONE ? area_->reason
-                                                           : static_cast<std::uint64_t>(-result));
-    }
-    current_ = StateGroup::None;
-    changed_ = StateGroup::None;
-    switch (area_->exit_kind) {
-    case VMM_EXIT_MEMORY: return fail_entry(area_->error);
-    case VMM_EXIT_HARDWARE: return result == 0 ? handle_exit() : nullptr;
-    default: return nullptr;  // A signal, or a kick, which the loop looks at.
-    }
-}
-
-/// A fault that was intercepted for the host's sake is the guest's all the same.
+/// DR6 and DR7 are as the exception has them.
 const EngineExit* SvmVcpu::reflect(Vector vector) noexcept
 {
     Event event{EventKind::HardwareException, static_cast<std::uint8_t>(vector)};
     event.has_error_code = vector == Vector::AC;
-    state(StateGroup::Registers).inject = event;
-    return nullptr;
+    return HardwareVcpu::reflect(event);
 }
 
 const EngineExit* SvmVcpu::handle_exit() noexcept
@@ -296,7 +31,15 @@ const EngineExit* SvmVcpu::handle_exit() noexcept
     case ExitCode::DebugException: return reflect(Vector::DB);
     case ExitCode::AlignmentCheck: return reflect(Vector::AC);
     case ExitCode::VirtualInterrupt: return nullptr;  // The window is open: the loop sees it.
-    case ExitCode::Port: return handle_port();
+    case ExitCode::Port: {
+        using I = PortInfo;
+        const I info{area_->svm.exit_info_1};
+        return handle_port({.port = static_cast<std::uint16_t>(info.get(I::port)),
+                            .size = static_cast<std::uint8_t>(info.get(I::size)),
+                            .is_input = info.get(I::input),
+                            .is_string = info.get(I::string),
+                            .next_rip = area_->svm.exit_info_2});
+    }
     case ExitCode::NestedPageFault: return emulate();
     case ExitCode::WriteCr8: {
         // An interrupt may have become deliverable.
@@ -311,6 +54,21 @@ const EngineExit* SvmVcpu::handle_exit() noexcept
         }
         return fail_entry(area_->svm.exit_code);
     }
+}
+
+Result<void> check_helper(std::string& fix)
+{
+    return hardware::check_helper(VMM_VENDOR_SVM, fix);
+}
+
+std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)
+{
+    return hardware::supported_cpuid(tsc_khz);
+}
+
+Result<std::unique_ptr<EngineVm>> create_svm_vm(PhysicalMemory& pages, MemorySlots& slots)
+{
+    return hardware::create_hardware_vm(pages, slots, &SvmVcpu::create);
 }
 
 }  // namespace vmm::x86::svm

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "vmm/register.hpp"
-#include "vmm/x86/state.hpp"
 #include "x86/helper/helper_abi.h"
 
 namespace vmm::x86::svm {
@@ -80,22 +79,6 @@ enum class ExitCode : std::uint64_t {
     Invalid = ~std::uint64_t{0},
 };
 
-/// EVENTINJ and EXITINTINFO.
-class EventField final : public Register<EventField> {
-public:
-    using Register::Register;
-
-    static constexpr Field<EventField, 7, 0> vector{};
-    static constexpr Field<EventField, 10, 8> type{};
-    static constexpr Field<EventField, 11> has_error_code{};
-    static constexpr Field<EventField, 31> valid{};
-
-    static constexpr std::uint64_t external_interrupt = 0;
-    static constexpr std::uint64_t nmi = 2;
-    static constexpr std::uint64_t exception = 3;
-    static constexpr std::uint64_t software_interrupt = 4;
-};
-
 /// Offset 60h of the VMCB, as far as it is the caller's.
 class InterruptControl final : public Register<InterruptControl> {
 public:
@@ -120,25 +103,5 @@ public:
 
 /// INTERRUPT_SHADOW.
 inline constexpr std::uint32_t interrupt_shadow = 1;
-
-/// A segment's attributes: descriptor bits 55:52 behind 47:40.
-class SegmentAttributes final : public Register<SegmentAttributes> {
-public:
-    using Register::Register;
-
-    static constexpr Field<SegmentAttributes, 3, 0> type{};
-    static constexpr Field<SegmentAttributes, 4> s{};
-    static constexpr Field<SegmentAttributes, 6, 5> dpl{};
-    static constexpr Field<SegmentAttributes, 7> present{};
-    static constexpr Field<SegmentAttributes, 8> avl{};
-    static constexpr Field<SegmentAttributes, 9> l{};
-    static constexpr Field<SegmentAttributes, 10> db{};
-    static constexpr Field<SegmentAttributes, 11> g{};
-};
-
-[[nodiscard]] vmm_segment to_vmcb(const Segment& segment) noexcept;
-[[nodiscard]] vmm_segment to_vmcb(const DescriptorTable& table) noexcept;
-[[nodiscard]] Segment segment_of(const vmm_segment& field) noexcept;
-[[nodiscard]] DescriptorTable table_of(const vmm_segment& field) noexcept;
 
 }  // namespace vmm::x86::svm

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "x86/svm/vm.hpp"
+#include "x86/hardware/vm.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -9,12 +9,11 @@
 #include <cpuid.h>
 
 #include "x86/cpuid.hpp"
-#include "x86/svm/engine.hpp"
-#include "x86/svm/vcpu.hpp"
+#include "x86/hardware/helper.hpp"
 
-namespace vmm::x86::svm {
+namespace vmm::x86::hardware {
 
-Result<void> SvmVm::add(const Region& region)
+Result<void> HelperVm::add(const Region& region)
 {
     vmm_region wanted{};
     wanted.slot = region.slot;
@@ -29,7 +28,7 @@ Result<void> SvmVm::add(const Region& region)
     return success;
 }
 
-Result<void> SvmVm::remove(std::uint32_t slot)
+Result<void> HelperVm::remove(std::uint32_t slot)
 {
     vmm_region none{};
     none.slot = slot;
@@ -40,7 +39,7 @@ Result<void> SvmVm::remove(std::uint32_t slot)
 
 /// What a vCPU touches while a slot is away, the emulator carries out: it looks into the library's
 /// own table.
-Result<void> SvmVm::memory_changed()
+Result<void> HelperVm::memory_changed()
 {
     const std::lock_guard lock{mutex_};
     const std::vector<Region> now = memory_.regions();
@@ -64,26 +63,26 @@ Result<void> SvmVm::memory_changed()
     return emulator_->memory_changed();
 }
 
-Result<void> SvmVm::collect_dirty_log(std::uint32_t slot)
+Result<void> HelperVm::collect_dirty_log(std::uint32_t slot)
 {
     const std::lock_guard lock{mutex_};
     const auto found = slots_.find(slot);
     return found == slots_.end() ? success : collect_locked(found->second);
 }
 
-void SvmVm::add(EngineVcpu& vcpu)
+void HelperVm::add(EngineVcpu& vcpu)
 {
     const std::lock_guard lock{mutex_};
     vcpus_.push_back(&vcpu);
 }
 
-void SvmVm::remove(EngineVcpu& vcpu) noexcept
+void HelperVm::remove(EngineVcpu& vcpu) noexcept
 {
     const std::lock_guard lock{mutex_};
     std::erase(vcpus_, &vcpu);
 }
 
-void SvmVm::msr_filter_changed() noexcept
+void HelperVm::msr_filter_changed() noexcept
 {
     const std::lock_guard lock{mutex_};
     ++msr_filters_;
@@ -92,7 +91,7 @@ void SvmVm::msr_filter_changed() noexcept
     }
 }
 
-Result<void> SvmVm::collect_locked(const Region& region)
+Result<void> HelperVm::collect_locked(const Region& region)
 {
     if (!region.log_dirty) {
         return success;
@@ -117,13 +116,17 @@ Result<void> SvmVm::collect_locked(const Region& region)
 
 namespace {
 
-class SvmEngineVm final : public EngineVm {
+class HardwareEngineVm final : public EngineVm {
 public:
-    explicit SvmEngineVm(std::shared_ptr<SvmVm> vm) noexcept : vm_{std::move(vm)} {}
+    HardwareEngineVm(std::shared_ptr<HelperVm> vm, CreateVcpu create) noexcept
+        : vm_{std::move(vm)},
+          create_vcpu_{create}
+    {
+    }
 
     Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host, std::uint32_t id) override
     {
-        return SvmVcpu::create(vm_, host, id);
+        return create_vcpu_(vm_, host, id);
     }
     Result<void> memory_changed() override { return vm_->memory_changed(); }
     Result<void> collect_dirty_log(std::uint32_t slot) override
@@ -143,7 +146,8 @@ public:
     }
 
 private:
-    std::shared_ptr<SvmVm> vm_;
+    std::shared_ptr<HelperVm> vm_;
+    CreateVcpu create_vcpu_;
 };
 
 /// What the software engine models on any host and this one leaves to the CPU.
@@ -166,6 +170,8 @@ bool host_has_feature(CpuidFeature wanted)
     return ((values.at(static_cast<std::size_t>(wanted.reg)) >> wanted.bit) & 1U) != 0U;
 }
 
+}  // namespace
+
 void withdraw(std::vector<CpuidEntry>& offer, CpuidFeature unwanted)
 {
     for (CpuidEntry& entry : offer) {
@@ -175,8 +181,6 @@ void withdraw(std::vector<CpuidEntry>& offer, CpuidFeature unwanted)
         }
     }
 }
-
-}  // namespace
 
 std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)
 {
@@ -189,15 +193,19 @@ std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)
     return offer;
 }
 
-Result<std::unique_ptr<EngineVm>> create_svm_vm(PhysicalMemory& pages, MemorySlots& slots)
+Result<std::unique_ptr<EngineVm>> create_hardware_vm(PhysicalMemory& pages,
+                                                     MemorySlots& slots,
+                                                     CreateVcpu create_vcpu)
 {
     VMM_TRY(const Device device, open_helper());
     VMM_TRY(auto emulator, soft::create_emulator_vm(pages));
     vmm_create wanted{};
     wanted.argument = VMM_ABI_VERSION;
     VMM_TRY(const int fd, call_helper(device.fd, VMM_CREATE_VM, "VMM_CREATE_VM", wanted));
-    return std::unique_ptr<EngineVm>{std::make_unique<SvmEngineVm>(
-        std::make_shared<SvmVm>(UniqueFd{fd}, std::move(emulator), slots))};
+    auto vm = std::make_shared<HelperVm>(UniqueFd{fd}, device.info.features, std::move(emulator),
+                                         pages, slots);
+    return std::unique_ptr<EngineVm>{
+        std::make_unique<HardwareEngineVm>(std::move(vm), create_vcpu)};
 }
 
-}  // namespace vmm::x86::svm
+}  // namespace vmm::x86::hardware

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "x86/svm/helper.hpp"
+#include "x86/hardware/helper.hpp"
 
 #include <array>
 #include <cerrno>
@@ -12,10 +12,7 @@
 
 #include <fmt/format.h>
 
-#include "x86/cpuid.hpp"
-#include "x86/svm/engine.hpp"
-
-namespace vmm::x86::svm {
+namespace vmm::x86::hardware {
 namespace {
 
 constexpr const char* device_path = "/dev/" VMM_DEVICE;
@@ -56,8 +53,11 @@ const char* describe_reason(std::uint32_t reason) noexcept
         "DR6 or DR7 has a bit in 63:32",
         "XCR0 enables what the host's does not",
         "an option is asked for that does not exist",
+        "controls are asked for that are not the caller's, or that this CPU has not",
+        "the guest is given a bit of CR0 or CR4 that it may not own",
+        "an MSR's value is none that WRMSR would take",
     };
-    static_assert(sentences.size() == VMM_REASON_OPTIONS + 1);
+    static_assert(sentences.size() == VMM_REASON_MSR + 1);
     return reason < sentences.size() ? sentences.at(reason) : "a reason of a later version";
 }
 
@@ -105,7 +105,7 @@ void VcpuArea::Unmap::operator()(vmm_vcpu_area* area) const noexcept
     static_cast<void>(::munmap(area, sizeof(vmm_vcpu_area)));
 }
 
-Result<void> check_helper(std::string& fix)
+Result<void> check_helper(std::uint32_t vendor, std::string& fix)
 {
     const auto device = open_helper();
     if (!device) {
@@ -115,10 +115,12 @@ Result<void> check_helper(std::string& fix)
                   : install_fix;
         return device.error();
     }
-    if (device->info.vendor != VMM_VENDOR_SVM) {
-        return Error{std::errc::no_such_device, "the helper module drives VMX here"};
+    if (device->info.vendor != vendor) {
+        return Error{std::errc::no_such_device,
+                     fmt::format("the helper module drives {} here",
+                                 device->info.vendor == VMM_VENDOR_SVM ? "SVM" : "VMX")};
     }
     return success;
 }
 
-}  // namespace vmm::x86::svm
+}  // namespace vmm::x86::hardware

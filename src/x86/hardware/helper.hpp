@@ -7,17 +7,22 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "vmm/result.hpp"
 #include "vmm/unique_fd.hpp"
 #include "x86/helper/helper_abi.h"
 
-namespace vmm::x86::svm {
+namespace vmm::x86::hardware {
 
 struct Device {
     UniqueFd fd;
     vmm_info info{};
 };
+
+/// Whether the helper is there and drives this vendor's hardware (`VMM_VENDOR_*`); the error says
+/// what is missing, and `fix` what would mend it.
+[[nodiscard]] Result<void> check_helper(std::uint32_t vendor, std::string& fix);
 
 /// Opens `/dev/vmm`; errors say what is missing.
 [[nodiscard]] Result<Device> open_helper();
@@ -59,4 +64,4 @@ Result<int> call_helper(const UniqueFd& fd, unsigned long request, const char* n
     return result;
 }
 
-}  // namespace vmm::x86::svm
+}  // namespace vmm::x86::hardware

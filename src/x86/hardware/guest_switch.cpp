@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "x86/svm/guest_switch.hpp"
+#include "x86/hardware/guest_switch.hpp"
 
 #include <cstring>
 
@@ -9,7 +9,7 @@
 
 #include "x86/helper/helper_abi.h"
 
-namespace vmm::x86::svm {
+namespace vmm::x86::hardware {
 namespace {
 
 // SDM Vol. 1 "XSAVE Area".
@@ -90,7 +90,7 @@ int run_guest(int vcpu, FpuImage& fpu) noexcept
     asm volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(host_mxcsr), "=m"(host_control));
     long result = SYS_ioctl;
     // The image is in RBX and its mask, which the system call would take away, in R12.
-#define VMM_SVM_CLOBBERS                                                                           \
+#define VMM_GUEST_CLOBBERS                                                                         \
     "rcx", "r11", "memory", "cc", "st", "st(1)", "st(2)", "st(3)", "st(4)", "st(5)", "st(6)",      \
         "st(7)", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",   \
         "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
@@ -116,7 +116,7 @@ int run_guest(int vcpu, FpuImage& fpu) noexcept
                      "1:"
                      : "+a"(result)
                      : "D"(static_cast<long>(vcpu)), "b"(&fpu), "r"(mask), "r"(request)
-                     : VMM_SVM_CLOBBERS, "rdx", "rsi", "r14");
+                     : VMM_GUEST_CLOBBERS, "rdx", "rsi", "r14");
     } else {
         asm volatile("fxrstor64 (%%rbx)\n\t"
                      "xor %%edx, %%edx\n\t"
@@ -125,11 +125,11 @@ int run_guest(int vcpu, FpuImage& fpu) noexcept
                      "fninit"
                      : "+a"(result)
                      : "D"(static_cast<long>(vcpu)), "S"(static_cast<long>(VMM_RUN)), "b"(&fpu)
-                     : VMM_SVM_CLOBBERS, "rdx");
+                     : VMM_GUEST_CLOBBERS, "rdx");
     }
-#undef VMM_SVM_CLOBBERS
+#undef VMM_GUEST_CLOBBERS
     asm volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(host_mxcsr), "m"(host_control));
     return static_cast<int>(result);
 }
 
-}  // namespace vmm::x86::svm
+}  // namespace vmm::x86::hardware

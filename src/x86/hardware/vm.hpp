@@ -12,21 +12,30 @@
 #include <vector>
 
 #include "x86/engine.hpp"
+#include "x86/hardware/helper.hpp"
 #include "x86/soft/emulator.hpp"
-#include "x86/svm/helper.hpp"
 
-namespace vmm::x86::svm {
+namespace vmm::x86::hardware {
 
-class SvmVm {
+class HelperVm {
 public:
-    SvmVm(UniqueFd fd, std::unique_ptr<soft::EmulatorVm> emulator, MemorySlots& memory) noexcept
+    HelperVm(UniqueFd fd,
+             std::uint32_t features,
+             std::unique_ptr<soft::EmulatorVm> emulator,
+             PhysicalMemory& pages,
+             MemorySlots& memory) noexcept
         : fd_{std::move(fd)},
+          features_{features},
           emulator_{std::move(emulator)},
+          pages_{pages},
           memory_{memory}
     {
     }
 
     [[nodiscard]] const UniqueFd& fd() const noexcept { return fd_; }
+    /// `VMM_FEATURE_*`.
+    [[nodiscard]] std::uint32_t features() const noexcept { return features_; }
+    [[nodiscard]] PhysicalMemory& pages() const noexcept { return pages_; }
     [[nodiscard]] soft::EmulatorVm& emulator() const noexcept { return *emulator_; }
 
     /// Makes the helper's slots those of the library.  Any thread.
@@ -49,7 +58,9 @@ private:
     Result<void> collect_locked(const Region& region);
 
     UniqueFd fd_;
+    std::uint32_t features_{};
     std::unique_ptr<soft::EmulatorVm> emulator_;
+    PhysicalMemory& pages_;
     MemorySlots& memory_;
     std::mutex mutex_;                       // What follows, and the order of changes.
     std::map<std::uint32_t, Region> slots_;  ///< What the helper has been told.
@@ -57,4 +68,20 @@ private:
     std::atomic<std::uint64_t> msr_filters_{};  ///< How many there have been.
 };
 
-}  // namespace vmm::x86::svm
+/// Makes one vCPU of a VM, on one vendor's hardware.
+using CreateVcpu = Result<std::unique_ptr<EngineVcpu>> (*)(std::shared_ptr<HelperVm> vm,
+                                                           VcpuHost& host,
+                                                           std::uint32_t id);
+
+/// An engine for a VM with this memory, which outlives it.
+[[nodiscard]] Result<std::unique_ptr<EngineVm>> create_hardware_vm(PhysicalMemory& pages,
+                                                                   MemorySlots& slots,
+                                                                   CreateVcpu create_vcpu);
+
+/// Of the library's offer (`x86::supported_cpuid`), what this host's CPU executes.
+[[nodiscard]] std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz);
+
+/// Takes a feature out of an offer.
+void withdraw(std::vector<CpuidEntry>& offer, CpuidFeature unwanted);
+
+}  // namespace vmm::x86::hardware

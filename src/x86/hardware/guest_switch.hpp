@@ -15,7 +15,7 @@
 
 #include "x86/cpu_state.hpp"
 
-namespace vmm::x86::svm {
+namespace vmm::x86::hardware {
 
 /// x87, SSE and AVX state as XSAVE has it, without AVX where the host has none.
 struct alignas(64) FpuImage {
@@ -28,4 +28,4 @@ struct alignas(64) FpuImage {
 /// Executes VMM_RUN.  0, or an errno negated.
 int run_guest(int vcpu, FpuImage& fpu) noexcept;
 
-}  // namespace vmm::x86::svm
+}  // namespace vmm::x86::hardware

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// `CpuState` to the area shared with the helper and back, group by group, when somebody asks: what
+/// is the same on both vendors' hardware.
+
+#include <algorithm>
+
+#include "x86/hardware/fields.hpp"
+#include "x86/hardware/vcpu.hpp"
+
+namespace vmm::x86::hardware {
+namespace {
+
+bool has(StateGroup groups, StateGroup one) noexcept
+{
+    return (groups & one) != StateGroup::None;
+}
+
+}  // namespace
+
+vmm_segment to_field(const Segment& segment) noexcept
+{
+    using A = SegmentAttributes;
+    const bool present = segment.present != 0 && segment.unusable == 0;
+    const auto attributes = A{0}.with(A::type, segment.type & 15U)
+                                .with(A::s, segment.s != 0)
+                                .with(A::dpl, segment.dpl & 3U)
+                                .with(A::present, present)
+                                .with(A::avl, segment.avl != 0)
+                                .with(A::l, segment.l != 0)
+                                .with(A::db, segment.db != 0)
+                                .with(A::g, segment.g != 0);
+    return {segment.selector, static_cast<std::uint16_t>(attributes.raw()), segment.limit,
+            segment.base};
+}
+
+vmm_segment to_field(const DescriptorTable& table) noexcept
+{
+    return {0, 0, table.limit, table.base};
+}
+
+Segment segment_of(const vmm_segment& field) noexcept
+{
+    using A = SegmentAttributes;
+    const A attributes{field.attributes};
+    Segment segment;
+    segment.base = field.base;
+    segment.limit = field.limit;
+    segment.selector = field.selector;
+    segment.type = static_cast<std::uint8_t>(attributes.get(A::type));
+    segment.s = attributes.get(A::s) ? 1 : 0;
+    segment.dpl = static_cast<std::uint8_t>(attributes.get(A::dpl));
+    segment.present = attributes.get(A::present) ? 1 : 0;
+    segment.avl = attributes.get(A::avl) ? 1 : 0;
+    segment.l = attributes.get(A::l) ? 1 : 0;
+    segment.db = attributes.get(A::db) ? 1 : 0;
+    // The bit is not kept for every segment; limits beyond 1 MiB have it.
+    segment.g = attributes.get(A::g) || field.limit > 0xf'ffffU ? 1 : 0;
+    segment.unusable = segment.present == 0 ? 1 : 0;
+    return segment;
+}
+
+DescriptorTable table_of(const vmm_segment& field) noexcept
+{
+    DescriptorTable table;
+    table.base = field.base;
+    table.limit = static_cast<std::uint16_t>(field.limit);
+    return table;
+}
+
+CpuState& HardwareVcpu::state(StateGroup current) noexcept
+{
+    const StateGroup missing = current - current_;
+    current_ = current_ | current;
+    if (has(missing, StateGroup::Registers)) {
+        load_registers();
+    }
+    if (has(missing, StateGroup::Segments)) {
+        load_segments();
+    }
+    if (has(missing, StateGroup::Fpu)) {
+        fpu_.load(state_.fpu);
+    }
+    if (has(missing, StateGroup::Debug)) {
+        load_debug();
+    }
+    if (has(missing, StateGroup::Msrs)) {
+        load_msrs();
+    }
+    return state_;
+}
+
+void HardwareVcpu::state_changed(StateGroup changed) noexcept
+{
+    changed_ = changed_ | changed;
+    emulator_->state_changed();
+}
+
+// --- From the area.
+
+void HardwareVcpu::load_registers() noexcept
+{
+    std::copy(std::begin(area_->gpr), std::end(area_->gpr), state_.gpr.begin());
+    state_.rip = area_->rip;
+    state_.rflags = area_->rflags;
+    load_shadows();
+    load_event();
+}
+
+void HardwareVcpu::load_event() noexcept
+{
+    using F = EventField;
+    const EventWords words = event_words();
+    const F field{words.event};
+    state_.inject.reset();
+    if (field.get(F::valid)) {
+        Event event{};
+        event.vector = static_cast<std::uint8_t>(field.get(F::vector));
+        switch (field.get(F::type)) {
+        case F::external_interrupt: event.kind = EventKind::ExternalInterrupt; break;
+        case F::nmi:
+            event.kind = EventKind::Nmi;
+            event.vector = static_cast<std::uint8_t>(Vector::NMI);
+            break;
+        case F::software_interrupt: event.kind = EventKind::SoftwareInterrupt; break;
+        default:
+            event.kind = EventKind::HardwareException;
+            event.has_error_code = field.get(F::has_error_code);
+            event.error_code = event.has_error_code ? words.error : 0;
+            if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
+                event.payload = words.cr2;
+            }
+            break;
+        }
+        state_.inject = event;
+    }
+    held_event_ = state_.inject;
+}
+
+// --- To the area.
+
+void HardwareVcpu::store() noexcept
+{
+    const StateGroup changed = changed_;
+    // The core sets `inject` without a word; what comes with an exception goes to other groups.
+    if (has(current_, StateGroup::Registers)) {
+        store_event();
+        store_registers();
+    }
+    if (has(changed | changed_, StateGroup::Segments)) {
+        store_segments();
+    }
+    if (has(changed, StateGroup::Fpu)) {
+        fpu_.store(state_.fpu);
+    }
+    if (has(changed | changed_, StateGroup::Debug)) {
+        store_debug();
+    }
+    if (has(changed, StateGroup::Msrs)) {
+        store_msrs();
+    }
+    store_controls();
+}
+
+void HardwareVcpu::store_registers() noexcept
+{
+    std::copy_n(state_.gpr.begin(), 16, std::begin(area_->gpr));
+    area_->rip = state_.rip;
+    area_->rflags = state_.rflags;
+    store_shadows();
+}
+
+void HardwareVcpu::store_event() noexcept
+{
+    using F = EventField;
+    const EventWords words = event_words();
+    F field{0};
+    if (state_.inject) {
+        const Event& event = *state_.inject;
+        std::uint64_t type = F::external_interrupt;
+        if (event.kind == EventKind::Nmi) {
+            type = F::nmi;
+            state_.nmi_blocked = true;
+        } else if (event.kind == EventKind::HardwareException) {
+            type = F::exception;
+        }
+        field = field.with(F::valid, true).with(F::type, type).with(F::vector, event.vector);
+        field = field.with(F::has_error_code, event.has_error_code);
+        words.error = event.error_code;
+        // Hardware injects what it is told to; the exception's registers are the software's.
+        if (event.kind == EventKind::HardwareException && state_.inject != held_event_) {
+            if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
+                state(StateGroup::Segments).cr2 = event.payload;
+                changed_ = changed_ | StateGroup::Segments;
+            } else if (event.vector == static_cast<std::uint8_t>(Vector::DB)) {
+                constexpr std::uint64_t breakpoints = 0xf;
+                CpuState& cpu = state(StateGroup::Debug);
+                if (event.payload != 0) {
+                    cpu.dr6 = (cpu.dr6 & ~breakpoints) | Dr6::reset | event.payload;
+                }
+                cpu.dr7 &= ~Dr7::GD.mask;
+                changed_ = changed_ | StateGroup::Debug;
+            }
+        }
+    }
+    words.event = static_cast<std::uint32_t>(field.raw());
+}
+
+/// MSRs that the hardware, or the helper, switches are the guest's own, unless the caller's filter
+/// has one.
+bool HardwareVcpu::may_pass_msrs(std::span<const std::uint32_t> passed) noexcept
+{
+    const std::uint64_t filters = vm_->msr_filters();
+    if (std::exchange(msr_filters_seen_, filters) != filters) {
+        passes_msrs_ = std::all_of(passed.begin(), passed.end(), [&](std::uint32_t each) {
+            return host_.allows_msr(each, false) && host_.allows_msr(each, true);
+        });
+    }
+    return passes_msrs_;
+}
+
+}  // namespace vmm::x86::hardware

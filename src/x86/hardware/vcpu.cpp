@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "x86/hardware/vcpu.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <span>
+#include <utility>
+
+namespace vmm::x86::hardware {
+namespace {
+
+constexpr std::uint64_t rflags_if = Rflags::IF.mask;
+
+}  // namespace
+
+Result<VcpuParts> VcpuParts::create(std::shared_ptr<HelperVm> vm, std::uint32_t id)
+{
+    vmm_create wanted{};
+    wanted.argument = id;
+    VMM_TRY(const int raw, call_helper(vm->fd(), VMM_CREATE_VCPU, "VMM_CREATE_VCPU", wanted));
+    UniqueFd fd{raw};
+    VMM_TRY(VcpuArea area, VcpuArea::map(fd));
+    return VcpuParts{std::move(vm), std::move(fd), std::move(area)};
+}
+
+HardwareVcpu::HardwareVcpu(VcpuParts parts, VcpuHost& host)
+    : vm_{std::move(parts.vm)},
+      host_{host},
+      fd_{std::move(parts.fd)},
+      area_{std::move(parts.area)},
+      emulator_{vm_->emulator().create_emulator(host)},
+      state_{emulator_->state()}
+{
+    vm_->add(*this);
+}
+
+HardwareVcpu::~HardwareVcpu()
+{
+    vm_->remove(*this);
+}
+
+Result<void> HardwareVcpu::set_cpuid(Cpuid cpuid)
+{
+    return emulator_->set_cpuid(std::move(cpuid));
+}
+
+Result<void> HardwareVcpu::set_guest_debug(const GuestDebug& debug)
+{
+    VMM_TRY_VOID(emulator_->set_guest_debug(debug));
+    debugger_ = debug;
+    return success;
+}
+
+bool HardwareVcpu::has_msr(std::uint32_t /*index*/) const noexcept
+{
+    return false;
+}
+
+bool HardwareVcpu::read_msr(std::uint32_t /*index*/, std::uint64_t& /*value*/) noexcept
+{
+    return false;
+}
+
+bool HardwareVcpu::write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) noexcept
+{
+    return false;
+}
+
+bool HardwareVcpu::translate(std::uint64_t linear, std::uint64_t& gpa) noexcept
+{
+    static_cast<void>(state(StateGroup::All));
+    emulator_->state_changed();
+    return emulator_->translate(linear, gpa);
+}
+
+std::vector<std::pair<std::string_view, std::uint64_t>> HardwareVcpu::counters() const
+{
+    return {{"guest_entries", area_->entries}, {"emulated", emulated_}};
+}
+
+// --- Kicks.  The helper looks at `immediate_exit` after it has set `running`, and after it has
+// told itself which CPU to interrupt.
+
+void HardwareVcpu::request_exit() noexcept
+{
+    emulator_->request_exit();
+    __atomic_store_n(&area_->immediate_exit, 1U, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&area_->running, __ATOMIC_SEQ_CST) != 0U) {
+        const int error = errno;
+        static_cast<void>(helper_ioctl(fd_.get(), VMM_KICK, nullptr));
+        errno = error;
+    }
+}
+
+bool HardwareVcpu::take_request() noexcept
+{
+    return __atomic_load_n(&area_->immediate_exit, __ATOMIC_SEQ_CST) != 0U &&
+           __atomic_exchange_n(&area_->immediate_exit, 0U, __ATOMIC_SEQ_CST) != 0U;
+}
+
+// --- Running.
+
+const EngineExit& HardwareVcpu::leave(EngineExit::Reason reason) noexcept
+{
+    exit_ = EngineExit{};
+    exit_.reason = reason;
+    return exit_;
+}
+
+const EngineExit* HardwareVcpu::fail_entry(std::uint64_t reason) noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::EntryFailure));
+    exit_.hardware_reason = reason;
+    return &exit_;
+}
+
+/// What hardware has no means for, or a debugger wants to watch.
+bool HardwareVcpu::must_emulate() const noexcept
+{
+    const bool software_event =
+        state_.inject && state_.inject->kind >= EventKind::SoftwareInterrupt;
+    const bool shadow = state_.sti_shadow || state_.mov_ss_shadow;
+    return software_event || state_.pending_debug != 0 ||
+           (state_.nmi_window_requested && !state_.nmi_blocked && shadow) || cannot_enter();
+}
+
+/// A window that the core waits for and that is open.
+const EngineExit* HardwareVcpu::open_window() noexcept
+{
+    if (state_.inject || state_.pending_debug != 0 || state_.sti_shadow || state_.mov_ss_shadow) {
+        return nullptr;
+    }
+    if (state_.nmi_window_requested && !state_.nmi_blocked) {
+        return &leave(EngineExit::Reason::NmiWindow);
+    }
+    if (state_.irq_window_requested && (state_.rflags & rflags_if) != 0) {
+        return &leave(EngineExit::Reason::IrqWindow);
+    }
+    return nullptr;
+}
+
+const EngineExit& HardwareVcpu::enter() noexcept
+{
+    if (std::exchange(exit_left_, false)) {
+        return *left_;
+    }
+    // The rest of an instruction comes first.
+    complete_port_read();
+    if (const EngineExit* exit = emulator_->complete()) {
+        return *exit;
+    }
+    for (;;) {
+        if (take_request()) {
+            return leave(EngineExit::Reason::Interrupted);
+        }
+        if (debugger_ != GuestDebug{}) {
+            // Watched, a guest runs on the interpreter.
+            static_cast<void>(state(StateGroup::All));
+            changed_ = StateGroup::All;
+            emulator_->state_changed();
+            area_->dirty |= VMM_DIRTY_TLB;
+            return emulator_->enter();
+        }
+        static_cast<void>(state(StateGroup::Registers));
+        const EngineExit* exit = open_window();
+        if (exit == nullptr) {
+            exit = must_emulate() ? emulate() : run_hardware();
+        }
+        if (exit != nullptr) {
+            return *exit;
+        }
+    }
+}
+
+bool HardwareVcpu::complete_pending() noexcept
+{
+    complete_port_read();
+    if (!exit_left_) {
+        left_ = emulator_->complete();
+        exit_left_ = left_ != nullptr;
+    }
+    return !exit_left_;
+}
+
+void HardwareVcpu::move_past_instruction(std::uint64_t next) noexcept
+{
+    state_.rip = next;
+    state_.rflags &= ~Rflags::RF.mask;
+    state_.sti_shadow = state_.mov_ss_shadow = false;
+}
+
+/// IN and OUT, the most frequent exits, without the emulator.  The CPU has checked the permission.
+const EngineExit* HardwareVcpu::handle_port(const PortAccess& access) noexcept
+{
+    constexpr StateGroup groups = StateGroup::Registers | StateGroup::Debug;
+    const CpuState& cpu = state(groups);
+    const bool is_watched =
+        (cpu.rflags & Rflags::TF.mask) != 0 || (cpu.dr7 & Dr7::enables.mask) != 0;
+    if (access.is_string || is_watched || access.size == 0 || access.size > port_data_.size()) {
+        return emulate();
+    }
+    const Port port{access.port};
+    const std::span<std::byte> data = std::span{port_data_}.first(access.size);
+    port_read_ = PortRead{cpu.rip, access.next_rip, access.size};
+    if (access.is_input) {
+        if (host_.port_read(port, data)) {
+            complete_port_read();
+            return nullptr;
+        }
+        static_cast<void>(leave(EngineExit::Reason::PortRead));
+        std::fill(data.begin(), data.end(), std::byte{0xff});
+    } else {
+        port_read_.reset();
+        std::memcpy(data.data(), state_.gpr.data(), access.size);
+        move_past_instruction(access.next_rip);
+        if (host_.port_write(port, data)) {
+            return nullptr;
+        }
+        static_cast<void>(leave(EngineExit::Reason::PortWrite));
+    }
+    exit_.port = port.value();
+    exit_.size = access.size;
+    exit_.count = 1;
+    exit_.data = data;
+    return &exit_;
+}
+
+/// Not where the VMM has set other registers meanwhile.
+void HardwareVcpu::complete_port_read() noexcept
+{
+    if (!port_read_) {
+        return;
+    }
+    const PortRead read = *port_read_;
+    port_read_.reset();
+    if (state(StateGroup::Registers).rip != read.rip) {
+        return;
+    }
+    constexpr std::size_t clears_upper_half = 4;
+    if (read.size == clears_upper_half) {
+        state_.gpr[Rax] = 0;
+    }
+    std::memcpy(state_.gpr.data(), port_data_.data(), read.size);
+    move_past_instruction(read.next);
+}
+
+/// One instruction, or the delivery of one event.
+const EngineExit* HardwareVcpu::emulate() noexcept
+{
+    static_cast<void>(state(StateGroup::All));
+    ++emulated_;
+    changed_ = StateGroup::All;
+    return emulator_->step();
+}
+
+const EngineExit* HardwareVcpu::run_hardware() noexcept
+{
+    store();
+    const int result = run_guest(fd_.get(), fpu_);
+    if (result != 0 && result != -EINTR) {
+        // With EINVAL the helper says what it refused.
+        return fail_entry(area_->reason != VMM_REASON_NONE ? area_->reason
+                                                           : static_cast<std::uint64_t>(-result));
+    }
+    current_ = StateGroup::None;
+    changed_ = StateGroup::None;
+    switch (area_->exit_kind) {
+    case VMM_EXIT_MEMORY:
+    case VMM_EXIT_FAILED: return fail_entry(area_->error);
+    case VMM_EXIT_HARDWARE: return result == 0 ? handle_exit() : nullptr;
+    default: return nullptr;  // A signal, or a kick, which the loop looks at.
+    }
+}
+
+/// A fault that was intercepted for the host's sake is the guest's all the same.
+const EngineExit* HardwareVcpu::reflect(Event event) noexcept
+{
+    state(StateGroup::Registers).inject = event;
+    return nullptr;
+}
+
+}  // namespace vmm::x86::hardware

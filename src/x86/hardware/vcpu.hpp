@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// One virtual CPU on either vendor's hardware: the run loop around the helper.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "vmm/unique_fd.hpp"
+#include "x86/engine.hpp"
+#include "x86/hardware/guest_switch.hpp"
+#include "x86/hardware/helper.hpp"
+#include "x86/hardware/vm.hpp"
+#include "x86/soft/emulator.hpp"
+
+namespace vmm::x86::hardware {
+
+/// Where the area has the event to inject.
+struct EventWords {
+    __u32& event;
+    __u32& error;
+    __u64& cr2;
+};
+
+/// What an exit of IN or OUT says.
+struct PortAccess {
+    std::uint16_t port{};
+    std::uint8_t size{};
+    bool is_input{};
+    bool is_string{};
+    std::uint64_t next_rip{};
+};
+
+/// What a vCPU is made of, with the helper.
+struct VcpuParts {
+    std::shared_ptr<HelperVm> vm;
+    UniqueFd fd;
+    VcpuArea area;
+
+    [[nodiscard]] static Result<VcpuParts> create(std::shared_ptr<HelperVm> vm, std::uint32_t id);
+};
+
+/// The canonical state is the emulator's; what the guest last ran on is in the area.  `current_`
+/// and `changed_` say which groups of the one must be brought to the other.
+class HardwareVcpu : public EngineVcpu {
+public:
+    HardwareVcpu(VcpuParts parts, VcpuHost& host);
+    HardwareVcpu(const HardwareVcpu&) = delete;
+    HardwareVcpu& operator=(const HardwareVcpu&) = delete;
+    HardwareVcpu(HardwareVcpu&&) = delete;
+    HardwareVcpu& operator=(HardwareVcpu&&) = delete;
+    ~HardwareVcpu() override;
+
+    using EngineVcpu::state;
+    using EngineVcpu::state_changed;
+    CpuState& state(StateGroup current) noexcept override;
+    void state_changed(StateGroup changed) noexcept override;
+    Result<void> set_cpuid(Cpuid cpuid) override;
+    Result<void> set_guest_debug(const GuestDebug& debug) override;
+    bool has_msr(std::uint32_t index) const noexcept override;
+    bool read_msr(std::uint32_t index, std::uint64_t& value) noexcept override;
+    bool write_msr(std::uint32_t index, std::uint64_t value) noexcept override;
+    const EngineExit& enter() noexcept override;
+    bool complete_pending() noexcept override;
+    void request_exit() noexcept override;
+    bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override;
+    std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override;
+
+protected:
+    // --- What the vendors differ in.  From the area to the state, and back.
+    [[nodiscard]] virtual EventWords event_words() noexcept = 0;
+    virtual void load_shadows() noexcept = 0;
+    virtual void load_segments() noexcept = 0;
+    virtual void load_debug() noexcept = 0;
+    virtual void load_msrs() noexcept = 0;
+    virtual void store_shadows() noexcept = 0;
+    virtual void store_segments() noexcept = 0;
+    virtual void store_debug() noexcept = 0;
+    virtual void store_msrs() noexcept = 0;
+    /// What is intercepted, and what else goes in with every entry.
+    virtual void store_controls() noexcept = 0;
+    /// What the exit in the area means.  Null: the guest goes on.
+    virtual const EngineExit* handle_exit() noexcept = 0;
+    /// Whether the vendor's hardware has no means for the state, beside what neither has.
+    [[nodiscard]] virtual bool cannot_enter() const noexcept { return false; }
+
+    // --- What they have in common.
+    const EngineExit* handle_port(const PortAccess& access) noexcept;
+    const EngineExit* emulate() noexcept;
+    const EngineExit* reflect(Event event) noexcept;
+    const EngineExit& leave(EngineExit::Reason reason) noexcept;
+    const EngineExit* fail_entry(std::uint64_t reason) noexcept;
+    [[nodiscard]] bool may_pass_msrs(std::span<const std::uint32_t> passed) noexcept;
+
+    // NOLINTBEGIN(cppcoreguidelines-non-private-member-variables-in-classes): the two halves of one
+    // class, of which one is the vendor's.
+    std::shared_ptr<HelperVm> vm_;
+    VcpuHost& host_;
+    UniqueFd fd_;
+    VcpuArea area_;
+    std::unique_ptr<soft::Emulator> emulator_;
+    CpuState& state_;  ///< The emulator's.
+    // NOLINTEND(cppcoreguidelines-non-private-member-variables-in-classes)
+
+private:
+    void load_registers() noexcept;
+    void load_event() noexcept;
+    void store() noexcept;
+    void store_registers() noexcept;
+    void store_event() noexcept;
+
+    /// Null: the guest goes on.
+    const EngineExit* run_hardware() noexcept;
+    void complete_port_read() noexcept;
+    void move_past_instruction(std::uint64_t next) noexcept;
+    [[nodiscard]] bool take_request() noexcept;
+    [[nodiscard]] bool must_emulate() const noexcept;
+    [[nodiscard]] const EngineExit* open_window() noexcept;
+
+    FpuImage fpu_;
+    EngineExit exit_;
+    GuestDebug debugger_{};
+    StateGroup current_{StateGroup::All};  ///< `state_` has these as the area has them, or newer.
+    StateGroup changed_{StateGroup::All};  ///< The area must be told these.
+    std::optional<Event> held_event_;      ///< The event that the area holds for injection.
+    std::uint64_t msr_filters_seen_{};
+    bool passes_msrs_{true};
+    /// An IN that left, with the RIP that it left at and the one behind it.
+    struct PortRead {
+        std::uint64_t rip{};
+        std::uint64_t next{};
+        std::size_t size{};
+    };
+    std::optional<PortRead> port_read_;
+    std::array<std::byte, 4> port_data_{};
+    bool exit_left_{};  ///< `complete_pending()` has met an exit for the next `enter()`.
+    const EngineExit* left_{};
+    std::uint64_t emulated_{};
+};
+
+}  // namespace vmm::x86::hardware
