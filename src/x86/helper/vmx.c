@@ -22,7 +22,6 @@
 #include <asm/debugreg.h>
 #include <asm/desc.h>
 #include <asm/io.h>
-#include <asm/nospec-branch.h>
 #include <asm/perf_event.h>
 #include <asm/tlbflush.h>
 #include <asm/trapnr.h>
@@ -715,7 +714,15 @@ static void read_exit(struct vmm_vcpu *vcpu)
 
 /* ---- One entry.  Interrupts are off. ---- */
 
-/* SDM Vol. 3C and Intel's guidance on L1TF, MDS, MMIO stale data: a guest may look into what the host has left in buffers. */
+/* VERW, where microcode has it overwrite the CPU's buffers. */
+static void clear_cpu_buffers(void)
+{
+	static const u16 selector = __KERNEL_DS;
+
+	asm volatile("verw %0" : : "m"(selector) : "cc");
+}
+
+/* Intel's guidance on L1TF, MDS, TAA and MMIO stale data: a guest may look into what the host has left in buffers. */
 static void clear_buffers(void)
 {
 	int i;
@@ -733,7 +740,7 @@ static void clear_buffers(void)
 		asm volatile("lfence" : : : "memory");
 	}
 	if (boot_cpu_has_bug(X86_BUG_MDS) || boot_cpu_has_bug(X86_BUG_TAA) || boot_cpu_has_bug(X86_BUG_MMIO_STALE_DATA))
-		x86_clear_cpu_buffers();
+		clear_cpu_buffers();
 }
 
 struct host_segments {

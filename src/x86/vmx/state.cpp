@@ -156,6 +156,9 @@ void VmxVcpu::store_msrs() noexcept
     for (const auto& [field, place] : state_msrs) {
         area_->vmx.*field = state_.*place;
     }
+    // The upper half masks nothing, and Intel's CPUs do not take it.
+    constexpr std::uint64_t flags = 0xffff'ffff;
+    area_->vmx.sfmask &= flags;
     area_->tsc_aux = state_.tsc_aux;
     area_->dirty |= VMM_DIRTY_MSRS;
 }
