@@ -101,6 +101,7 @@ enum class Capability : std::uint32_t {
     IrqfdResample = 82,
     IoapicPolarityIgnored = 97,
     IoeventfdNoLength = 100,
+    X86Smm = 117,
     MultiAddressSpace = 118,
     SplitIrqchip = 121,
     IoeventfdAnyLength = 122,

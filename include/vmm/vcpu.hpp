@@ -173,6 +173,9 @@ public:
     void request_irq_window(bool wanted) noexcept;
     /// KVM_NMI.  Any thread.
     void nmi() noexcept;
+    /// KVM_SMI: the guest enters system-management mode, where it sees the memory of address space
+    /// 1.  Any thread.  @return ENOTTY on an engine without (`Capability::X86Smm`).
+    Result<void> smi();
 
     // --- Time, and machine checks.
 

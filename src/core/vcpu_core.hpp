@@ -23,6 +23,7 @@
 #include "x86/irqchip/local_apic.hpp"
 #include "x86/kvmclock.hpp"
 #include "x86/msr.hpp"
+#include "x86/smm.hpp"
 
 namespace vmm::core {
 
@@ -78,6 +79,7 @@ public:
     /// through.
     [[nodiscard]] bool takes_user_interrupts() const noexcept;
     void nmi() noexcept { deliver_nmi(); }
+    Result<void> smi();
     Result<void> notify_guest_stopped();
     Result<void> setup_mce(std::uint64_t mcg_cap);
     Result<void> inject_mce(const x86::MachineCheck& error);
@@ -123,6 +125,10 @@ private:
     [[nodiscard]] bool access_kvmclock_msr(std::uint32_t index,
                                            std::uint64_t& value,
                                            bool write) noexcept;
+    [[nodiscard]] bool access_smm_msr(std::uint32_t index,
+                                      std::uint64_t& value,
+                                      bool write,
+                                      x86::MsrAccess access) noexcept;
     void set_tsc_offset(std::uint64_t offset) noexcept;
     void update_kvmclock() noexcept;
     [[nodiscard]] bool access_msr(std::uint32_t index,
@@ -138,6 +144,14 @@ private:
     void wait_for_event() noexcept;
     void choose_event() noexcept;
     void note_delivered_nmi() noexcept;
+    /// An SMI is pending and the vCPU not in its handler.
+    [[nodiscard]] bool has_smi() noexcept;
+    [[nodiscard]] bool has_latched_init() noexcept;
+    void enter_smm() noexcept;
+    /// RSM.  False: what is to be loaded is no state of a CPU, or not there.
+    [[nodiscard]] bool leave_smm() noexcept;
+    /// Whether control registers, EFER and CS fit together, as `set_sregs()` has it.
+    [[nodiscard]] static bool can_be_in(const x86::CpuState& cpu);
     [[nodiscard]] std::optional<Exit::Reason> handle(const x86::EngineExit& exit) noexcept;
     [[nodiscard]] bool answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept;
     [[nodiscard]] bool answer_port_write(Port port, std::span<const std::byte> data) noexcept;
@@ -151,6 +165,9 @@ private:
     x86::KvmClock kvmclock_;
     std::uint64_t apic_base_{0xfee0'0900};  // Without a local APIC.
     std::uint64_t tsc_adjust_{};
+    std::uint64_t smi_count_{};
+    std::uint32_t smbase_{x86::smbase_at_reset};
+    bool smm_inside_nmi_{};  // NMIs were blocked when SMM was entered.
     x86::MpState mp_state_{x86::MpState::Runnable};
     /// An access that nobody answered, at this generation of the bus.
     template <typename A>
@@ -177,6 +194,7 @@ private:
     std::atomic<bool> kicked_{};
     std::atomic<unsigned> nmi_pending_{};
     std::atomic<bool> init_pending_{};
+    std::atomic<bool> smi_pending_{};
     std::atomic<bool> clock_changed_{};
     static constexpr int no_sipi = -1;
     std::atomic<int> sipi_vector_{no_sipi};
