@@ -183,6 +183,10 @@ public:
     /// do not bark.  @return EINVAL if the guest has not enabled kvmclock.
     Result<void> notify_guest_stopped();
 
+    /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID: whether KVM's MSRs and hypercalls exist for the guest only
+    /// where CPUID leaf 0x40000001 offers them; not so at first.
+    void enforce_pv_features(bool enforced) noexcept;
+
     /// KVM_X86_SETUP_MCE: what IA32_MCG_CAP reports: the number of banks (1 to 32) and bits of
     /// `Kvm::mce_capabilities()`.  SDM Vol. 3B "Machine-Check Architecture".
     ///

@@ -124,6 +124,9 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::CoalescedPio:
     case Capability::ManualDirtyLogProtect2:
     case Capability::ExceptionPayload:
+    case Capability::AsyncPf:
+    case Capability::AsyncPfInt:
+    case Capability::EnforcePvFeatureCpuid:
     case Capability::X86UserSpaceMsr:
     case Capability::X86MsrFilter: return 1;
     case Capability::X86Smm: return core::has_smm(options_) ? 1 : 0;

@@ -297,6 +297,11 @@ Result<void> Vcpu::notify_guest_stopped()
     return core_->notify_guest_stopped();
 }
 
+void Vcpu::enforce_pv_features(bool enforced) noexcept
+{
+    core_->enforce_pv_features(enforced);
+}
+
 Result<void> Vcpu::setup_mce(std::uint64_t mcg_cap)
 {
     return core_->setup_mce(mcg_cap);

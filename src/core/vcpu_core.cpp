@@ -190,6 +190,7 @@ Result<Exit> VcpuCore::run() noexcept
         if (clock_changed_.load(std::memory_order_relaxed) && clock_changed_.exchange(false)) {
             update_kvmclock();
         }
+        update_steal_time();
         if (!is_runnable()) {
             block();
             continue;
@@ -612,7 +613,8 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
         result = eperm;
     } else if (call == vapic_poll_irq) {
         result = 0;
-    } else if (call == send_ipi && lapic_ != nullptr) {
+    } else if (call == send_ipi && lapic_ != nullptr &&
+               has_pv_feature(x86::feature::kvm_pv_send_ipi)) {
         result = vm_->irqchip()->send_ipis(
             {cpu.gpr[x86::Rbx] & width, cpu.gpr[x86::Rcx] & width}, is_64 ? 64U : 32U,
             static_cast<std::uint32_t>(cpu.gpr[x86::Rdx]), cpu.gpr[x86::Rsi] & width);
@@ -747,7 +749,11 @@ bool VcpuCore::access_msr(std::uint32_t index,
                           bool write,
                           x86::MsrAccess access) noexcept
 {
-    if (access_tsc_msr(index, value, write, access) || access_kvmclock_msr(index, value, write)) {
+    if (const auto feature = x86::pv_feature_of(index)) {
+        return has_pv_feature(*feature) &&
+               (access_kvmclock_msr(index, value, write) || access_pv_msr(index, value, write));
+    }
+    if (access_tsc_msr(index, value, write, access)) {
         return true;
     }
     if (index == x86::msr::smbase || index == x86::msr::smi_count) {

@@ -17,12 +17,14 @@
 #include "core/dirty_rings.hpp"
 #include "core/doorbell.hpp"
 #include "core/exit_counters.hpp"
+#include "core/run_delay.hpp"
 #include "vmm/exit.hpp"
 #include "vmm/vcpu.hpp"
 #include "x86/engine.hpp"
 #include "x86/irqchip/local_apic.hpp"
 #include "x86/kvmclock.hpp"
 #include "x86/msr.hpp"
+#include "x86/pv_features.hpp"
 #include "x86/smm.hpp"
 
 namespace vmm::core {
@@ -81,6 +83,7 @@ public:
     void nmi() noexcept { deliver_nmi(); }
     Result<void> smi();
     Result<void> notify_guest_stopped();
+    void enforce_pv_features(bool enforced) noexcept { enforces_pv_features_ = enforced; }
     Result<void> setup_mce(std::uint64_t mcg_cap);
     Result<void> inject_mce(const x86::MachineCheck& error);
     /// kvmclock was set: the guest's page needs new contents.  Any thread.
@@ -125,6 +128,12 @@ private:
     [[nodiscard]] bool access_kvmclock_msr(std::uint32_t index,
                                            std::uint64_t& value,
                                            bool write) noexcept;
+    /// Whether CPUID offers it, where that is asked for.
+    [[nodiscard]] bool has_pv_feature(x86::CpuidFeature feature) noexcept;
+    [[nodiscard]] bool access_pv_msr(std::uint32_t index,
+                                     std::uint64_t& value,
+                                     bool write) noexcept;
+    void update_steal_time() noexcept;
     [[nodiscard]] bool access_smm_msr(std::uint32_t index,
                                       std::uint64_t& value,
                                       bool write,
@@ -163,6 +172,11 @@ private:
     std::unique_ptr<x86::EngineVcpu> engine_;
     x86::MsrBank msrs_;
     x86::KvmClock kvmclock_;
+    x86::PvFeatures pv_;
+    RunDelay run_delay_;
+    std::uint64_t stolen_ns_{};             // What `run_delay_` said last.
+    std::uint64_t steal_time_tsc_{};        // When the guest was told; 0: never.
+    bool enforces_pv_features_{};           // MSRs and hypercalls exist by CPUID.
     std::uint64_t apic_base_{0xfee0'0900};  // Without a local APIC.
     std::uint64_t tsc_adjust_{};
     std::uint64_t smi_count_{};

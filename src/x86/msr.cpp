@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "x86/pv_features.hpp"
+
 namespace vmm::x86 {
 namespace {
 
@@ -419,6 +421,11 @@ std::vector<std::uint32_t> msr_index_list()
                                     msr::tsc_deadline,
                                     msr::kvm_wall_clock,
                                     msr::kvm_system_time,
+                                    msr::kvm_async_pf_en,
+                                    msr::kvm_steal_time,
+                                    msr::kvm_poll_control,
+                                    msr::kvm_async_pf_int,
+                                    msr::kvm_async_pf_ack,
                                     msr::star,
                                     msr::lstar,
                                     msr::cstar,
