@@ -92,6 +92,7 @@ enum class Capability : std::uint32_t {
     DebugRegs = 50,
     Xsave = 55,
     Xcrs = 56,
+    AsyncPf = 59,
     GetTscKhz = 61,
     MaxVcpus = 66,
     TscDeadlineTimer = 72,
@@ -101,6 +102,7 @@ enum class Capability : std::uint32_t {
     IrqfdResample = 82,
     IoapicPolarityIgnored = 97,
     IoeventfdNoLength = 100,
+    X86Smm = 117,
     MultiAddressSpace = 118,
     SplitIrqchip = 121,
     IoeventfdAnyLength = 122,
@@ -110,8 +112,10 @@ enum class Capability : std::uint32_t {
     CoalescedPio = 162,
     ExceptionPayload = 164,
     ManualDirtyLogProtect2 = 168,
+    AsyncPfInt = 183,
     X86UserSpaceMsr = 188,
     X86MsrFilter = 189,
+    EnforcePvFeatureCpuid = 190,
     DirtyLogRing = 192,    ///< The most bytes of one ring.
     SetGuestDebug2 = 195,  ///< The bits of KVM_GUESTDBG_* that are known.
     DirtyLogRingAcqRel = 223,

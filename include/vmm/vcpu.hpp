@@ -173,12 +173,19 @@ public:
     void request_irq_window(bool wanted) noexcept;
     /// KVM_NMI.  Any thread.
     void nmi() noexcept;
+    /// KVM_SMI: the guest enters system-management mode, where it sees the memory of address space
+    /// 1.  Any thread.  @return ENOTTY on an engine without (`Capability::X86Smm`).
+    Result<void> smi();
 
     // --- Time, and machine checks.
 
     /// KVM_KVMCLOCK_CTRL: tells the guest, by kvmclock, that it was stopped, so that its watchdogs
     /// do not bark.  @return EINVAL if the guest has not enabled kvmclock.
     Result<void> notify_guest_stopped();
+
+    /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID: whether KVM's MSRs and hypercalls exist for the guest only
+    /// where CPUID leaf 0x40000001 offers them; not so at first.
+    void enforce_pv_features(bool enforced) noexcept;
 
     /// KVM_X86_SETUP_MCE: what IA32_MCG_CAP reports: the number of banks (1 to 32) and bits of
     /// `Kvm::mce_capabilities()`.  SDM Vol. 3B "Machine-Check Architecture".

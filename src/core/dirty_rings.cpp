@@ -6,8 +6,6 @@
 #include <bit>
 #include <utility>
 
-#include "vmm/kvm.hpp"
-
 namespace vmm::core {
 namespace {
 
@@ -43,11 +41,6 @@ bool push(VcpuDirtyRing& to, std::uint32_t slot, std::uint64_t page) noexcept
 }
 
 }  // namespace
-
-bool has_dirty_rings(const KvmOptions& options) noexcept
-{
-    return options.engine == Engine::Soft;
-}
 
 DirtyRings::Logging::Logging(VcpuDirtyRing* ring) noexcept : ring_{ring}
 {

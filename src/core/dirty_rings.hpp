@@ -17,14 +17,7 @@
 #include "vmm/memory/memslots.hpp"
 #include "x86/irqchip/irqchip.hpp"
 
-namespace vmm {
-struct KvmOptions;
-}
-
 namespace vmm::core {
-
-/// Whether the engine tells of each write at once, so that it can be put into a ring.
-[[nodiscard]] bool has_dirty_rings(const KvmOptions& options) noexcept;
 
 class DirtyRings;
 

@@ -105,4 +105,14 @@ std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)
     return offer;
 }
 
+bool has_dirty_rings(const KvmOptions& options) noexcept
+{
+    return options.engine == Engine::Soft;
+}
+
+bool has_smm(const KvmOptions& options) noexcept
+{
+    return options.engine == Engine::Soft && !options.lockstep;
+}
+
 }  // namespace vmm::core

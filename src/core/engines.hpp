@@ -21,6 +21,11 @@ namespace vmm::core {
 /// EINVAL where VMM_SOFT in the environment names no mode of the software engine.
 [[nodiscard]] Result<void> check_soft_mode();
 
+/// Whether the engine tells of each write at once, so that it can be put into a ring.
+[[nodiscard]] bool has_dirty_rings(const KvmOptions& options) noexcept;
+/// Whether it has system-management mode.
+[[nodiscard]] bool has_smm(const KvmOptions& options) noexcept;
+
 /// All that a guest may be offered.
 [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options);
 

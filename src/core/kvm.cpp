@@ -124,8 +124,12 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::CoalescedPio:
     case Capability::ManualDirtyLogProtect2:
     case Capability::ExceptionPayload:
+    case Capability::AsyncPf:
+    case Capability::AsyncPfInt:
+    case Capability::EnforcePvFeatureCpuid:
     case Capability::X86UserSpaceMsr:
     case Capability::X86MsrFilter: return 1;
+    case Capability::X86Smm: return core::has_smm(options_) ? 1 : 0;
     case Capability::Mce: return static_cast<int>(x86::max_mce_banks);
     case Capability::SetGuestDebug2: return 0x1f'0003;  // Steps, breakpoints, injection, blocking.
     case Capability::AdjustClock: return 0xe;  // KVM_CLOCK_TSC_STABLE, _REALTIME, _HOST_TSC.
@@ -157,7 +161,11 @@ std::vector<x86::CpuidEntry> Kvm::supported_cpuid() const
 
 std::vector<std::uint32_t> Kvm::msr_index_list() const
 {
-    return x86::msr_index_list();
+    auto list = x86::msr_index_list();
+    if (core::has_smm(options_)) {
+        list.insert(list.end(), {x86::msr::smi_count, x86::msr::smbase});
+    }
+    return list;
 }
 
 std::vector<std::uint32_t> Kvm::msr_feature_list() const

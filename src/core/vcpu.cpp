@@ -258,7 +258,8 @@ x86::RunState Vcpu::run_state() const noexcept
 {
     return {core_->read_cr8(), core_->apic_base(),
             (core_->state(StateGroup::Registers).rflags & x86::Rflags::IF.mask) != 0U,
-            core_->has_pic() || core_->ready_for_interrupt_injection()};
+            core_->has_pic() || core_->ready_for_interrupt_injection(),
+            core_->state(StateGroup::Registers).smm};
 }
 
 Result<void> Vcpu::set_cr8(std::uint64_t value)
@@ -286,9 +287,19 @@ void Vcpu::nmi() noexcept
     core_->nmi();
 }
 
+Result<void> Vcpu::smi()
+{
+    return core_->smi();
+}
+
 Result<void> Vcpu::notify_guest_stopped()
 {
     return core_->notify_guest_stopped();
+}
+
+void Vcpu::enforce_pv_features(bool enforced) noexcept
+{
+    core_->enforce_pv_features(enforced);
 }
 
 Result<void> Vcpu::setup_mce(std::uint64_t mcg_cap)

@@ -151,11 +151,6 @@ void VcpuCore::clock_changed() noexcept
     wake();
 }
 
-void VcpuCore::deliver_smi() noexcept
-{
-    // Without SMM (the capability is not offered) an SMI has no handler to go to.
-}
-
 Result<void> VcpuCore::set_dirty_ring(std::span<memory::DirtyGfn> entries)
 {
     DirtyRings* const rings = vm_->dirty_rings();
@@ -195,6 +190,7 @@ Result<Exit> VcpuCore::run() noexcept
         if (clock_changed_.load(std::memory_order_relaxed) && clock_changed_.exchange(false)) {
             update_kvmclock();
         }
+        update_steal_time();
         if (!is_runnable()) {
             block();
             continue;
@@ -226,7 +222,7 @@ bool VcpuCore::complete_pending() noexcept
 
 void VcpuCore::handle_init_and_sipi() noexcept
 {
-    if (lapic_ == nullptr) {
+    if (lapic_ == nullptr || has_latched_init()) {
         return;
     }
     if (init_pending_.exchange(false)) {
@@ -251,6 +247,12 @@ void VcpuCore::handle_init_and_sipi() noexcept
         state_changed(StateGroup::Registers | StateGroup::Segments);
         mp_state_ = x86::MpState::Runnable;
     }
+}
+
+/// SDM Vol. 3C "SMI Handler Execution Environment": an INIT waits for RSM.
+bool VcpuCore::has_latched_init() noexcept
+{
+    return init_pending_.load() && state(StateGroup::Registers).smm;
 }
 
 bool VcpuCore::has_pic() const noexcept
@@ -278,10 +280,11 @@ bool VcpuCore::has_wake_event() noexcept
     const x86::CpuState& cpu = state(StateGroup::Registers);
     const bool takes_interrupts = (cpu.rflags & rflags_if) != 0U;
     const bool nmi = nmi_pending_.load(std::memory_order_relaxed) != 0U && !cpu.nmi_blocked;
+    const bool init = init_pending_.load() && !cpu.smm;
     if (block_events_) {
-        return init_pending_.load() || cpu.pending_debug != 0U || cpu.inject.has_value();
+        return init || cpu.pending_debug != 0U || cpu.inject.has_value();
     }
-    return nmi || init_pending_.load() || cpu.pending_debug != 0U || cpu.inject.has_value() ||
+    return nmi || init || has_smi() || cpu.pending_debug != 0U || cpu.inject.has_value() ||
            (takes_interrupts && has_interrupt());
 }
 
@@ -323,8 +326,9 @@ void VcpuCore::wait_for_event() noexcept
 {
     for (;;) {
         const std::uint32_t seen = doorbell_.rings();
-        if (kicked_.load(std::memory_order_relaxed) || init_pending_.load() ||
-            clock_changed_.load() || sipi_vector_.load() != no_sipi ||
+        if (kicked_.load(std::memory_order_relaxed) ||
+            (init_pending_.load() && !has_latched_init()) || clock_changed_.load() ||
+            sipi_vector_.load() != no_sipi ||
             (mp_state_ == x86::MpState::Halted && has_wake_event())) {
             return;
         }
@@ -347,6 +351,7 @@ void VcpuCore::choose_event() noexcept
 {
     x86::CpuState& cpu = state(StateGroup::Registers);
     cpu.nmi_window_requested = false;
+    cpu.smi_window_requested = false;
     cpu.irq_window_requested = user_irq_window_ && !block_events_ && takes_user_interrupts();
     if (block_events_) {
         return;
@@ -354,11 +359,19 @@ void VcpuCore::choose_event() noexcept
     if (cpu.inject.has_value() || cpu.pending_debug != 0U || io_pending_) {
         // They come first, and so does the rest of an instruction; what else is pending waits for
         // the next window.
+        cpu.smi_window_requested = has_smi();
         cpu.nmi_window_requested = nmi_pending_.load(std::memory_order_relaxed) != 0U;
         cpu.irq_window_requested |= has_interrupt();
         return;
     }
     const bool shadow = cpu.sti_shadow || cpu.mov_ss_shadow;
+    if (has_smi()) {
+        if (shadow) {
+            cpu.smi_window_requested = true;
+        } else {
+            enter_smm();
+        }
+    }
     if (cpu.nmi_blocked && nmi_pending_.load(std::memory_order_relaxed) > 1U) {
         // One more is kept while one is with the guest; two are where it has taken none of them.
         unsigned two = 2;
@@ -436,6 +449,8 @@ std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
     case EngineExit::Reason::Shutdown:
         counters_.left(ExitKind::Shutdown, 0, rip);
         return Shutdown{};
+    case EngineExit::Reason::Rsm:
+        return leave_smm() ? std::nullopt : std::optional<Exit::Reason>{Shutdown{}};
     case EngineExit::Reason::Debug:
         counters_.left(ExitKind::Debug, 0, rip);
         return Debug{exit.debug.exception, Gva{exit.debug.pc}, exit.debug.dr6, exit.debug.dr7};
@@ -598,7 +613,8 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
         result = eperm;
     } else if (call == vapic_poll_irq) {
         result = 0;
-    } else if (call == send_ipi && lapic_ != nullptr) {
+    } else if (call == send_ipi && lapic_ != nullptr &&
+               has_pv_feature(x86::feature::kvm_pv_send_ipi)) {
         result = vm_->irqchip()->send_ipis(
             {cpu.gpr[x86::Rbx] & width, cpu.gpr[x86::Rcx] & width}, is_64 ? 64U : 32U,
             static_cast<std::uint32_t>(cpu.gpr[x86::Rdx]), cpu.gpr[x86::Rsi] & width);
@@ -733,8 +749,15 @@ bool VcpuCore::access_msr(std::uint32_t index,
                           bool write,
                           x86::MsrAccess access) noexcept
 {
-    if (access_tsc_msr(index, value, write, access) || access_kvmclock_msr(index, value, write)) {
+    if (const auto feature = x86::pv_feature_of(index)) {
+        return has_pv_feature(*feature) &&
+               (access_kvmclock_msr(index, value, write) || access_pv_msr(index, value, write));
+    }
+    if (access_tsc_msr(index, value, write, access)) {
         return true;
+    }
+    if (index == x86::msr::smbase || index == x86::msr::smi_count) {
+        return access_smm_msr(index, value, write, access);
     }
     if (index == x86::msr::apic_base) {
         if (lapic_ == nullptr) {

@@ -17,12 +17,15 @@
 #include "core/dirty_rings.hpp"
 #include "core/doorbell.hpp"
 #include "core/exit_counters.hpp"
+#include "core/run_delay.hpp"
 #include "vmm/exit.hpp"
 #include "vmm/vcpu.hpp"
 #include "x86/engine.hpp"
 #include "x86/irqchip/local_apic.hpp"
 #include "x86/kvmclock.hpp"
 #include "x86/msr.hpp"
+#include "x86/pv_features.hpp"
+#include "x86/smm.hpp"
 
 namespace vmm::core {
 
@@ -78,7 +81,9 @@ public:
     /// through.
     [[nodiscard]] bool takes_user_interrupts() const noexcept;
     void nmi() noexcept { deliver_nmi(); }
+    Result<void> smi();
     Result<void> notify_guest_stopped();
+    void enforce_pv_features(bool enforced) noexcept { enforces_pv_features_ = enforced; }
     Result<void> setup_mce(std::uint64_t mcg_cap);
     Result<void> inject_mce(const x86::MachineCheck& error);
     /// kvmclock was set: the guest's page needs new contents.  Any thread.
@@ -123,6 +128,16 @@ private:
     [[nodiscard]] bool access_kvmclock_msr(std::uint32_t index,
                                            std::uint64_t& value,
                                            bool write) noexcept;
+    /// Whether CPUID offers it, where that is asked for.
+    [[nodiscard]] bool has_pv_feature(x86::CpuidFeature feature) noexcept;
+    [[nodiscard]] bool access_pv_msr(std::uint32_t index,
+                                     std::uint64_t& value,
+                                     bool write) noexcept;
+    void update_steal_time() noexcept;
+    [[nodiscard]] bool access_smm_msr(std::uint32_t index,
+                                      std::uint64_t& value,
+                                      bool write,
+                                      x86::MsrAccess access) noexcept;
     void set_tsc_offset(std::uint64_t offset) noexcept;
     void update_kvmclock() noexcept;
     [[nodiscard]] bool access_msr(std::uint32_t index,
@@ -138,6 +153,14 @@ private:
     void wait_for_event() noexcept;
     void choose_event() noexcept;
     void note_delivered_nmi() noexcept;
+    /// An SMI is pending and the vCPU not in its handler.
+    [[nodiscard]] bool has_smi() noexcept;
+    [[nodiscard]] bool has_latched_init() noexcept;
+    void enter_smm() noexcept;
+    /// RSM.  False: what is to be loaded is no state of a CPU, or not there.
+    [[nodiscard]] bool leave_smm() noexcept;
+    /// Whether control registers, EFER and CS fit together, as `set_sregs()` has it.
+    [[nodiscard]] static bool can_be_in(const x86::CpuState& cpu);
     [[nodiscard]] std::optional<Exit::Reason> handle(const x86::EngineExit& exit) noexcept;
     [[nodiscard]] bool answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept;
     [[nodiscard]] bool answer_port_write(Port port, std::span<const std::byte> data) noexcept;
@@ -149,8 +172,16 @@ private:
     std::unique_ptr<x86::EngineVcpu> engine_;
     x86::MsrBank msrs_;
     x86::KvmClock kvmclock_;
+    x86::PvFeatures pv_;
+    RunDelay run_delay_;
+    std::uint64_t stolen_ns_{};             // What `run_delay_` said last.
+    std::uint64_t steal_time_tsc_{};        // When the guest was told; 0: never.
+    bool enforces_pv_features_{};           // MSRs and hypercalls exist by CPUID.
     std::uint64_t apic_base_{0xfee0'0900};  // Without a local APIC.
     std::uint64_t tsc_adjust_{};
+    std::uint64_t smi_count_{};
+    std::uint32_t smbase_{x86::smbase_at_reset};
+    bool smm_inside_nmi_{};  // NMIs were blocked when SMM was entered.
     x86::MpState mp_state_{x86::MpState::Runnable};
     /// An access that nobody answered, at this generation of the bus.
     template <typename A>
@@ -177,6 +208,7 @@ private:
     std::atomic<bool> kicked_{};
     std::atomic<unsigned> nmi_pending_{};
     std::atomic<bool> init_pending_{};
+    std::atomic<bool> smi_pending_{};
     std::atomic<bool> clock_changed_{};
     static constexpr int no_sipi = -1;
     std::atomic<int> sipi_vector_{no_sipi};

@@ -150,6 +150,17 @@ const char* cpuid_register_name(x86::CpuidRegister reg) noexcept
 
 }  // namespace
 
+bool VcpuCore::can_be_in(const x86::CpuState& cpu)
+{
+    x86::Sregs s;
+    s.cs = cpu.seg[x86::Cs];
+    s.cr0 = cpu.cr0;
+    s.cr3 = cpu.cr3;
+    s.cr4 = cpu.cr4;
+    s.efer = cpu.efer;
+    return static_cast<bool>(check_sregs(cpu.cpuid, s));
+}
+
 Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
 {
     x86::CpuState& cpu = state(StateGroup::Segments);
@@ -330,6 +341,10 @@ x86::VcpuEvents VcpuCore::events() noexcept
         static_cast<std::uint8_t>((cpu.mov_ss_shadow ? 1U : 0U) | (cpu.sti_shadow ? 2U : 0U));
     out.nmi.pending = nmi_pending_.load() != 0U ? 1 : 0;
     out.nmi.masked = cpu.nmi_blocked ? 1 : 0;
+    out.smi.smm = cpu.smm ? 1 : 0;
+    out.smi.pending = smi_pending_.load() ? 1 : 0;
+    out.smi.smm_inside_nmi = smm_inside_nmi_ ? 1 : 0;
+    out.smi.latched_init = has_latched_init() ? 1 : 0;
     const int sipi = sipi_vector_.load();
     out.sipi_vector = sipi == no_sipi ? 0U : static_cast<std::uint32_t>(sipi);
     return out;
@@ -353,7 +368,20 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
                                  "without 2 (NMI)",
                                  events.exception.nr)};
     }
+    const bool smm = events.smi.smm != 0U;
+    if ((smm || events.smi.pending != 0U) &&
+        (!vm_->has_smm() || mp_state_ == x86::MpState::InitReceived)) {
+        return Error{std::errc::invalid_argument,
+                     "set_events: this engine has no system-management mode, or the vCPU waits "
+                     "for a SIPI, where no SMI reaches it"};
+    }
     x86::CpuState& cpu = state(StateGroup::Registers);
+    smi_pending_.store(events.smi.pending != 0U);
+    smm_inside_nmi_ = smm && events.smi.smm_inside_nmi != 0U;
+    if (smm && lapic_ != nullptr) {
+        init_pending_.store(events.smi.latched_init != 0U);
+    }
+    const bool smm_changed = std::exchange(cpu.smm, smm) != smm;
     cpu.inject.reset();
     pending_exception_.reset();
     user_interrupt_.reset();
@@ -380,7 +408,7 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
     cpu.sti_shadow = (events.interrupt.shadow & 2U) != 0U;
     cpu.nmi_blocked = events.nmi.masked != 0U;
     nmi_pending_.store(events.nmi.pending != 0U ? 1U : 0U);
-    state_changed(StateGroup::Registers);
+    state_changed(smm_changed ? StateGroup::All : StateGroup::Registers);
     return success;
 }
 

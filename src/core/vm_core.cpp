@@ -270,14 +270,16 @@ Result<void> VmCore::set_boot_cpu_id(std::uint32_t id)
     return success;
 }
 
-bool VmCore::read_memory(Gpa from, std::span<std::byte> to) noexcept
+bool VmCore::read_memory(Gpa from, std::span<std::byte> to, std::uint16_t address_space) noexcept
 {
-    return memory::GuestMemory{physical_.slots()}.copy_out(from, to);
+    return memory::GuestMemory{physical_.slots(), address_space}.copy_out(from, to);
 }
 
-bool VmCore::write_memory(Gpa to, std::span<const std::byte> from) noexcept
+bool VmCore::write_memory(Gpa to,
+                          std::span<const std::byte> from,
+                          std::uint16_t address_space) noexcept
 {
-    if (!memory::GuestMemory{physical_.slots()}.copy_in(to, from)) {
+    if (!memory::GuestMemory{physical_.slots(), address_space}.copy_in(to, from)) {
         return false;
     }
     engine_->memory_written(to, from.size());

@@ -13,6 +13,7 @@
 #include <mutex>
 
 #include "core/dirty_rings.hpp"
+#include "core/engines.hpp"
 #include "core/guest_physical.hpp"
 #include "core/irqfds.hpp"
 #include "core/write_sinks.hpp"
@@ -55,8 +56,12 @@ public:
     Result<std::uint32_t> reset_dirty_rings();
     /// Null without `enable_dirty_rings()`.
     [[nodiscard]] DirtyRings* dirty_rings() const noexcept { return dirty_rings_.get(); }
-    [[nodiscard]] bool read_memory(Gpa from, std::span<std::byte> to) noexcept;
-    [[nodiscard]] bool write_memory(Gpa to, std::span<const std::byte> from) noexcept;
+    [[nodiscard]] bool read_memory(Gpa from,
+                                   std::span<std::byte> to,
+                                   std::uint16_t address_space = 0) noexcept;
+    [[nodiscard]] bool write_memory(Gpa to,
+                                    std::span<const std::byte> from,
+                                    std::uint16_t address_space = 0) noexcept;
 
     Result<void> create_irqchip();
     Result<void> create_split_irqchip(std::uint32_t io_apic_pins);
@@ -123,6 +128,8 @@ public:
     }
     /// Of port, MMIO and MSR accesses one in so many is timed.
     [[nodiscard]] std::uint32_t timed_one_in() const noexcept;
+
+    [[nodiscard]] bool has_smm() const noexcept { return core::has_smm(options_); }
 
     /// All that a guest of this VM may be offered.
     [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;

@@ -138,6 +138,7 @@ struct CpuState {
 
     bool sti_shadow{};     ///< The instruction before was an STI that set IF.
     bool mov_ss_shadow{};  ///< The instruction before was MOV SS or POP SS.
+    bool smm{};            ///< In system-management mode: memory is that of address space 1.
     bool nmi_blocked{};    ///< Between the delivery of an NMI and the next IRET.
 
     /// A #DB trap condition noticed but not yet delivered: DR6 bits, 0 if none.
@@ -152,6 +153,8 @@ struct CpuState {
     /// leave then delivers the NMI that the core has waiting, and sets `nmi_delivered`.
     bool nmi_window_requested{};
     bool nmi_delivered{};
+    /// The core asks: leave (`Interrupted`) at the next instruction boundary without a shadow.
+    bool smi_window_requested{};
 
     Cpuid cpuid{};  ///< What the guest sees, and what decides which bits and MSRs exist.
 };

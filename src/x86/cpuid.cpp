@@ -340,10 +340,14 @@ private:
         std::memcpy(words.data(), name.data(), name.size());
         add(leaf(hypervisor_class, last_leaf, words[0], words[1], words[2]));
         // Documentation/virt/kvm/x86/cpuid: clocksource, no delay after port I/O, clocksource2,
-        // clocksource-stable; IPIs by hypercall.
-        add(leaf(hypervisor_class + 1,
-                 bit(0) | bit(1) | bit(3) | bit(24) | bits_of({feature::kvm_pv_send_ipi}), 0, 0,
-                 0));
+        // clocksource-stable.
+        add(leaf(
+            hypervisor_class + 1,
+            bit(1) | bit(24) |
+                bits_of({feature::kvm_clocksource, feature::kvm_clocksource2, feature::kvm_async_pf,
+                         feature::kvm_steal_time, feature::kvm_pv_send_ipi,
+                         feature::kvm_poll_control, feature::kvm_async_pf_int}),
+            0, 0, 0));
         constexpr std::uint32_t apic_bus_khz = 1'000'000;
         add(leaf(last_leaf, tsc_khz_, apic_bus_khz, 0, 0));
     }

@@ -42,6 +42,9 @@ public:
     /// `EngineVm::memory_changed()` has returned.
     [[nodiscard]] virtual Page page(std::uint64_t gfn) noexcept = 0;
     virtual void mark_dirty(std::uint64_t gfn) noexcept = 0;
+
+    /// The memory that a CPU in system-management mode sees.
+    [[nodiscard]] virtual PhysicalMemory& in_smm() noexcept { return *this; }
 };
 
 /// Guest-physical memory by slot, as an engine wants it that hands memory on instead of looking
@@ -156,6 +159,7 @@ struct EngineExit {
         MsrWrite,
         IrqWindow,
         NmiWindow,
+        Rsm,            ///< RSM executed in SMM: the core loads the state.
         Debug,          ///< `debug` says what; RIP stands at `debug.pc`.
         InternalError,  ///< The engine met an instruction that it knows no way to run.
         EntryFailure,   ///< The host refused to run the state; `hardware_reason` says why.

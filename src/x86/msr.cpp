@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "x86/pv_features.hpp"
+
 namespace vmm::x86 {
 namespace {
 
@@ -164,9 +166,11 @@ bool is_known_msr(std::uint32_t index) noexcept
         {msr::tsc, msr::kvm_system_time_old},
         {msr::platform_id, msr::platform_id},
         {msr::apic_base, msr::apic_base},
+        {msr::smi_count, msr::smi_count},
         {msr::feature_control, msr::tsc_adjust},
         {msr::spec_ctrl, msr::pred_cmd},
         {msr::ucode_rev, msr::ucode_rev},
+        {msr::smbase, msr::smbase},
         {msr::mtrr_cap, msr::mtrr_cap},
         {msr::arch_capabilities, msr::arch_capabilities},
         {msr::sysenter_cs, msr::sysenter_eip},
@@ -417,6 +421,11 @@ std::vector<std::uint32_t> msr_index_list()
                                     msr::tsc_deadline,
                                     msr::kvm_wall_clock,
                                     msr::kvm_system_time,
+                                    msr::kvm_async_pf_en,
+                                    msr::kvm_steal_time,
+                                    msr::kvm_poll_control,
+                                    msr::kvm_async_pf_int,
+                                    msr::kvm_async_pf_ack,
                                     msr::star,
                                     msr::lstar,
                                     msr::cstar,

@@ -95,11 +95,13 @@ void reset_state(CpuState& state, bool init)
 
     state.sti_shadow = false;
     state.mov_ss_shadow = false;
+    state.smm = false;
     state.nmi_blocked = false;
     state.pending_debug = 0;
     state.inject.reset();
     state.irq_window_requested = false;
     state.nmi_window_requested = false;
+    state.smi_window_requested = false;
 
     if (!init) {
         reset_kept_by_init(state);

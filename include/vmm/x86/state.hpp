@@ -191,6 +191,14 @@ struct VcpuEvents {
 
         friend bool operator==(const Nmi&, const Nmi&) = default;
     } nmi{};
+    struct Smi {
+        std::uint8_t smm{};  ///< In system-management mode.
+        std::uint8_t pending{};
+        std::uint8_t smm_inside_nmi{};  ///< NMIs stay blocked after RSM.
+        std::uint8_t latched_init{};    ///< An INIT waits for RSM.
+
+        friend bool operator==(const Smi&, const Smi&) = default;
+    } smi{};
     std::uint32_t sipi_vector{};
     std::uint64_t exception_payload{};  ///< CR2 of a pending #PF, DR6 of a pending #DB.
 
@@ -203,6 +211,7 @@ struct RunState {
     std::uint64_t apic_base{};
     bool if_flag{};                        ///< RFLAGS.IF.
     bool ready_for_interrupt_injection{};  ///< The guest would take an interrupt now.
+    bool smm{};                            ///< In system-management mode (KVM_RUN_X86_SMM).
 
     friend bool operator==(const RunState&, const RunState&) = default;
 };

@@ -46,6 +46,8 @@ kvm_vcpu_events events_of(Vcpu& vcpu, bool payloads)
     out.nmi.injected = events.nmi.injected;
     out.nmi.pending = events.nmi.pending;
     out.nmi.masked = events.nmi.masked;
+    out.smi = {events.smi.smm, events.smi.pending, events.smi.smm_inside_nmi,
+               events.smi.latched_init};
     out.flags |=
         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
     return out;
@@ -58,9 +60,6 @@ long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted, bool payloads)
                         KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
     if ((wanted.flags & ~known) != 0) {
         return -EINVAL;  // Triple faults need a capability that is not offered.
-    }
-    if ((wanted.flags & KVM_VCPUEVENT_VALID_SMM) != 0 && wanted.smi.smm != 0) {
-        return -EINVAL;
     }
     const x86::VcpuEvents before = vcpu.events();
     x86::VcpuEvents events;
@@ -82,6 +81,10 @@ long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted, bool payloads)
     events.nmi.masked = wanted.nmi.masked;
     events.nmi.pending = (wanted.flags & KVM_VCPUEVENT_VALID_NMI_PENDING) != 0 ? wanted.nmi.pending
                                                                                : before.nmi.pending;
+    events.smi = (wanted.flags & KVM_VCPUEVENT_VALID_SMM) == 0
+                     ? before.smi
+                     : x86::VcpuEvents::Smi{wanted.smi.smm, wanted.smi.pending,
+                                            wanted.smi.smm_inside_nmi, wanted.smi.latched_init};
     events.exception_payload = vcpu.sregs().cr2;  // Injecting #PF leaves CR2 as it is.
     if (events.exception.nr != 14) {
         events.exception_payload = 0;
@@ -119,10 +122,10 @@ long nmi(VcpuFile& file, unsigned long /*argument*/)
     return 0;
 }
 
-/// As a kernel without CONFIG_KVM_SMM.
-long smi(VcpuFile& /*file*/, unsigned long /*argument*/)
+/// ENOTTY where there is none, as a kernel without CONFIG_KVM_SMM.
+long smi(VcpuFile& file, unsigned long /*argument*/)
 {
-    return -ENOTTY;
+    return result_of(file.vcpu().smi());
 }
 
 long setup_mce(VcpuFile& file, const __u64& capabilities)

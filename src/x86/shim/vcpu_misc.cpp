@@ -73,10 +73,14 @@ long get_stats_fd(VcpuFile& file, unsigned long /*argument*/)
     return give_statistics(std::move(source), "anon_inode:kvm-vcpu-stats:" + number);
 }
 
-/// The capabilities that can be enabled on a vCPU are Hyper-V's and the enforcement of PV CPUID.
-long enable_capability(VcpuFile& /*file*/, const kvm_enable_cap& /*wanted*/)
+/// The others that can be enabled on a vCPU are Hyper-V's.
+long enable_capability(VcpuFile& file, const kvm_enable_cap& wanted)
 {
-    return -EINVAL;
+    if (wanted.flags != 0 || wanted.cap != KVM_CAP_ENFORCE_PV_FEATURE_CPUID) {
+        return -EINVAL;
+    }
+    file.vcpu().enforce_pv_features(wanted.args[0] != 0);
+    return 0;
 }
 
 constexpr Row<VcpuFile> rows[] = {

@@ -204,6 +204,7 @@ void VcpuFile::show_state(kvm_run& area)
     area.if_flag = state.if_flag ? 1 : 0;
     area.ready_for_interrupt_injection = state.ready_for_interrupt_injection ? 1 : 0;
     area.cr8 = state.cr8;
+    area.flags = state.smm ? KVM_RUN_X86_SMM : 0;
     area.apic_base = state.apic_base;
     const __u64 valid = now(area.kvm_valid_regs);
     if (valid == 0) {

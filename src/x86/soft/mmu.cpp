@@ -105,7 +105,7 @@ bool try_resolve(Cpu& cpu,
     }
     const bool code = cpu.vm.is_code_page(gfn);
     if (write && page.writable && page.log_dirty) {
-        cpu.vm.memory().mark_dirty(gfn);
+        cpu.vm.memory(cpu).mark_dirty(gfn);
     }
     // A write translation is there once nothing needs to know of the writes any more.
     const bool fill_write =

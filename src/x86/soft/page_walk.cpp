@@ -232,7 +232,7 @@ private:
                 continue;
             }
             if (step.log_dirty) {
-                cpu_.vm.memory().mark_dirty(step.gpa >> 12U);
+                cpu_.vm.memory(cpu_).mark_dirty(step.gpa >> 12U);
             }
             if (!exchange(step, step.value | wanted)) {
                 return false;
@@ -283,7 +283,7 @@ PhysicalMemory::Page physical_page(Cpu& cpu, std::uint64_t gfn) noexcept
 {
     PhysicalPageCache::Entry& entry = cpu.page_cache.entries[gfn % PhysicalPageCache::entry_count];
     if (entry.gfn != gfn) {
-        entry.page = cpu.vm.memory().page(gfn);
+        entry.page = cpu.vm.memory(cpu).page(gfn);
         entry.gfn = gfn;
     }
     return entry.page;

@@ -26,6 +26,18 @@ const Op* hlt(Cpu& cpu, const Op* op)
     return leave(cpu, op);
 }
 
+/// SDM Vol. 3C "Exiting from SMM": the core has what to load.
+const Op* resume_from_smm(Cpu& cpu, const Op* op)
+{
+    if (!cpu.smm) {
+        raise(Vector::UD);
+    }
+    cpu.exit = EngineExit{};
+    cpu.exit.reason = EngineExit::Reason::Rsm;
+    cpu.exit_pending = true;
+    return leave(cpu, op);
+}
+
 const Op* hypercall(Cpu& cpu, const Op* op)
 {
     {
@@ -297,7 +309,7 @@ Handler select_processor_instruction(const Insn& insn, const SelectContext& /*co
     case 0x31: return rdtsc;
     case 0x33: return rdpmc;
     case 0xa2: return cpuid;
-    case 0xaa: return undefined_instruction;  // RSM outside of SMM.
+    case 0xaa: return resume_from_smm;
     case 0xae: return select_group15(insn);
     case 0xc7: return select_group9(insn);
     default: return nullptr;

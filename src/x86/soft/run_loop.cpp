@@ -167,6 +167,10 @@ RunLoop::Next RunLoop::before_instruction()
         exit_with(EngineExit::Reason::NmiWindow);
         return Next::Exit;
     }
+    if (cpu_.smi_window_requested && !shadow) {
+        exit_with(EngineExit::Reason::Interrupted);
+        return Next::Exit;
+    }
     if (cpu_.irq_window_requested && (cpu_.rflags & flag_if) != 0 && !shadow) {
         exit_with(EngineExit::Reason::IrqWindow);
         return Next::Exit;
@@ -376,7 +380,7 @@ void RunLoop::run()
         const bool shadow = cpu_.sti_shadow || cpu_.mov_ss_shadow;
         const bool single = must_single_step(cpu_) ||
                             (shadow && (cpu_.irq_window_requested || cpu_.nmi_window_requested ||
-                                        cpu_.pending_debug != 0));
+                                        cpu_.smi_window_requested || cpu_.pending_debug != 0));
         ++cpu_.counters.run_loops;
         if (!step(single)) {
             return;

@@ -197,7 +197,7 @@ void SoftVm::take(Cpu& self, std::uint32_t mask) noexcept
                 drop_write_translations(self);
             } else {
                 for (const std::uint64_t gfn : own->guarded) {
-                    drop_write_translations(self, memory_.page(gfn).host);
+                    drop_write_translations(self, memory(self).page(gfn).host);
                 }
             }
             own->guarded.clear();
@@ -346,7 +346,7 @@ void SoftVm::mark_code_page(Cpu& self, std::uint64_t gfn, bool whole)
 
 void SoftVm::guard(Cpu& self, std::uint64_t gfn) noexcept
 {
-    drop_write_translations(self, memory_.page(gfn).host);
+    drop_write_translations(self, memory(self).page(gfn).host);
     {
         const Lock lock{mutex_};
         for (const auto& each : members_) {

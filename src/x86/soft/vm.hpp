@@ -77,7 +77,11 @@ public:
     SoftVm(SoftVm&&) = delete;
     SoftVm& operator=(SoftVm&&) = delete;
 
-    [[nodiscard]] PhysicalMemory& memory() const noexcept { return memory_; }
+    /// As `cpu` sees it.
+    [[nodiscard]] PhysicalMemory& memory(const Cpu& cpu) const noexcept
+    {
+        return cpu.smm ? memory_.in_smm() : memory_;
+    }
     [[nodiscard]] TranslationMode translation() const noexcept { return translation_; }
 
     // --- vCPUs.  `Cpu` adds and removes itself.  Any thread.

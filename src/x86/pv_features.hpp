@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// @file
+/// MSRs of KVM's paravirtual features beside kvmclock.  KVM documentation "KVM-specific MSRs".
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "vmm/address.hpp"
+#include "x86/cpuid.hpp"
+
+namespace vmm::x86 {
+
+namespace msr {
+inline constexpr std::uint32_t kvm_async_pf_en = 0x4b56'4d02;
+inline constexpr std::uint32_t kvm_steal_time = 0x4b56'4d03;
+inline constexpr std::uint32_t kvm_poll_control = 0x4b56'4d05;
+inline constexpr std::uint32_t kvm_async_pf_int = 0x4b56'4d06;
+inline constexpr std::uint32_t kvm_async_pf_ack = 0x4b56'4d07;
+}  // namespace msr
+
+/// The CPUID feature that an MSR of KVM's belongs to, kvmclock's too; nothing for other MSRs.
+[[nodiscard]] std::optional<CpuidFeature> pv_feature_of(std::uint32_t msr) noexcept;
+
+/// What the guest reads of the time that its vCPU waited for a CPU: struct kvm_steal_time.  An odd
+/// version means that it is being written.
+struct StealTime {
+    std::uint64_t steal_ns{};
+    std::uint32_t version{};
+    std::uint32_t flags{};
+    std::uint8_t preempted{};
+    std::uint8_t pad[3]{};
+    std::uint32_t reserved[11]{};
+};
+static_assert(sizeof(StealTime) == 64);
+
+/// What a guest has set up.  No page of its memory is ever out, so no asynchronous page fault is
+/// ever pending.
+class PvFeatures {
+public:
+    /// False: there is no such MSR among these.
+    [[nodiscard]] bool read(std::uint32_t index, std::uint64_t& value) const noexcept;
+    /// False: there is none, or the value is refused.
+    [[nodiscard]] bool write(std::uint32_t index, std::uint64_t value, bool has_lapic) noexcept;
+
+    /// Where the guest wants its stolen time.
+    [[nodiscard]] std::optional<Gpa> steal_time() const noexcept;
+
+private:
+    std::uint64_t async_pf_{};
+    std::uint64_t async_pf_vector_{};
+    std::uint64_t steal_time_{};
+    std::uint64_t poll_control_{1};  // The host may poll.
+};
+
+}  // namespace vmm::x86
