@@ -121,7 +121,7 @@ say "==> building vmm-kvm"
     { cmake -S "$root" --preset release && ninja -C "$root/build/release" vmm-kvm; } >/dev/null || die "the build failed"
 [[ -s $image ]] || make_image
 for ((i = 0; i < boots; ++i)); do
-    boot "vmm-kvm --engine soft" "$program" --engine soft -- qemu-system-x86_64 -accel kvm
+    boot "vmm-kvm --engine soft" "$program" --engine soft -- qemu-system-x86_64 -accel kvm -cpu host
     echo "$elapsed" >>"$work/soft.elapsed"
     echo "$cpu" >>"$work/soft.cpu"
     boot "qemu -accel tcg" qemu-system-x86_64 -accel tcg
