@@ -10,6 +10,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -137,7 +138,7 @@ public:
 
     void load(std::uint64_t gpa, std::span<const std::uint8_t> bytes)
     {
-        std::memcpy(ram.at(gpa), bytes.data(), bytes.size());
+        std::ranges::copy(std::as_bytes(bytes), ram.at(gpa));
     }
     void load(std::uint64_t gpa, std::initializer_list<std::uint8_t> bytes)
     {

@@ -4,6 +4,7 @@
 /// Ports and MMIO: answered by the library, or by the caller between two entries.
 
 #include <deque>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -344,7 +345,7 @@ TEST_F(GuestIo, PushIntoMmio)
 
 /// A MOV that leaves for MMIO, and what it makes of the answer 0x88…85 in RAX that was all ones.
 struct Move {
-    std::initializer_list<std::uint8_t> code;
+    std::vector<std::uint8_t> code;
     unsigned size;
     std::uint64_t result;
 };
@@ -363,7 +364,7 @@ TEST_F(GuestIo, MovesTakeTheAnswerAsTheirKindSays)
         // mov eax, [absolute]
         Move{{0xa1, 0x00, 0x00, 0x00, 0x30, 0x00, 0x00, 0x00, 0x00}, 4, 0x8887'8685}};
     for (const Move& move : moves) {
-        SCOPED_TRACE(testing::PrintToString(std::vector(move.code)));
+        SCOPED_TRACE(testing::PrintToString(move.code));
         guest.load(Guest::code, move.code);
         guest.put<std::uint8_t>(Guest::code + move.code.size(), 0xf4);
         guest.vm->memory_written(Gpa{Guest::code}, 16);
