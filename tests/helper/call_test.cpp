@@ -31,6 +31,43 @@ TEST_F(HelperCall, RunsAGuestUntilItHalts)
     EXPECT_EQ(c.area->running, 0U);
 }
 
+/// The guest's CR8 is its own on SVM, and the caller's to keep on VMX.
+TEST_F(HelperCall, TheHostsTaskPriorityIsOutOfReach)
+{
+    constexpr std::uint64_t tables = 0x4000;
+    Caller c;
+    ASSERT_EQ(c.add_memory(), 0);
+    // The first 2 MiB to themselves.
+    c.place(tables, {0x07, 0x50});
+    c.place(tables + 0x1000, {0x07, 0x60});
+    c.place(tables + 0x2000, {0x87});
+    c.place(Caller::code_at, {0xb8, 0x0f, 0x00, 0x00, 0x00,  // mov $15, %eax
+                              0x44, 0x0f, 0x22, 0xc0,        // mov %rax, %cr8
+                              0xf4});
+    const auto enter_long_mode = [](auto& state) {
+        state.efer = 0x500;  // LME, LMA
+        state.cr0 = 0x8000'0031;
+        state.cr3 = tables;
+        state.cr4 = 0x20;
+        state.cs.attributes = 0xa9b;
+        state.cs.limit = 0xffff'ffff;
+    };
+    if (c.is_vmx()) {
+        enter_long_mode(c.area->vmx);
+    } else {
+        enter_long_mode(c.area->svm);
+    }
+    ASSERT_EQ(c.run(), 0);
+    ASSERT_EQ(c.area->exit_kind, std::uint32_t{VMM_EXIT_HARDWARE});
+    if (c.is_vmx()) {
+        EXPECT_EQ(c.area->vmx.exit_reason, 28U) << "control-register access";
+        EXPECT_EQ(c.area->rip, Caller::code_at + 5);
+    } else {
+        EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
+        EXPECT_EQ(c.area->svm.int_ctl & 0xffU, 15U) << "V_TPR";
+    }
+}
+
 TEST_F(HelperCall, AnotherVersionIsRefused)
 {
     Caller c;

@@ -87,16 +87,16 @@ static atomic64_t serials = ATOMIC64_INIT(0);
 
 #define L1D_FILL_ORDER 4
 
-/* What is set whatever the caller asks for, and what else it may ask for. */
+/* What is set whatever the caller asks for, and what else it may ask for.  CR8 would be the host's task priority. */
 #define PIN_MANDATORY (PIN_BASED_EXT_INTR_MASK | PIN_BASED_NMI_EXITING | PIN_BASED_VIRTUAL_NMIS)
 #define PRIMARY_MANDATORY                                                                                             \
 	(CPU_BASED_USE_TSC_OFFSETTING | CPU_BASED_MWAIT_EXITING | CPU_BASED_RDPMC_EXITING | CPU_BASED_MOV_DR_EXITING |  \
 	 CPU_BASED_UNCOND_IO_EXITING | CPU_BASED_USE_MSR_BITMAPS | CPU_BASED_MONITOR_EXITING |                         \
-	 CPU_BASED_ACTIVATE_SECONDARY_CONTROLS)
+	 CPU_BASED_CR8_LOAD_EXITING | CPU_BASED_CR8_STORE_EXITING | CPU_BASED_ACTIVATE_SECONDARY_CONTROLS)
 #define PRIMARY_CALLERS                                                                                               \
 	(CPU_BASED_INTR_WINDOW_EXITING | CPU_BASED_HLT_EXITING | CPU_BASED_INVLPG_EXITING | CPU_BASED_RDTSC_EXITING |   \
-	 CPU_BASED_CR3_LOAD_EXITING | CPU_BASED_CR3_STORE_EXITING | CPU_BASED_CR8_LOAD_EXITING |                       \
-	 CPU_BASED_CR8_STORE_EXITING | CPU_BASED_NMI_WINDOW_EXITING | CPU_BASED_PAUSE_EXITING)
+	 CPU_BASED_CR3_LOAD_EXITING | CPU_BASED_CR3_STORE_EXITING | CPU_BASED_NMI_WINDOW_EXITING |                      \
+	 CPU_BASED_PAUSE_EXITING)
 #define SECONDARY_MANDATORY                                                                                           \
 	(SECONDARY_EXEC_ENABLE_EPT | SECONDARY_EXEC_ENABLE_VPID | SECONDARY_EXEC_WBINVD_EXITING |                       \
 	 SECONDARY_EXEC_UNRESTRICTED_GUEST)

@@ -169,8 +169,6 @@ void VmxVcpu::store_controls() noexcept
     using S = SecondaryControls;
     const auto primary =
         P{0}.with(P::hlt_exiting, true)
-            .with(P::cr8_load_exiting, true)
-            .with(P::cr8_store_exiting, true)
             .with(P::interrupt_window_exiting, state_.irq_window_requested)
             .with(P::nmi_window_exiting, state_.nmi_window_requested && state_.nmi_blocked);
     const bool has_tsc_aux = state_.cpuid.has(feature::rdtscp) || state_.cpuid.has(feature::rdpid);

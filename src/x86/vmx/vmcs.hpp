@@ -21,8 +21,6 @@ public:
 
     static constexpr Field<PrimaryControls, 2> interrupt_window_exiting{};
     static constexpr Field<PrimaryControls, 7> hlt_exiting{};
-    static constexpr Field<PrimaryControls, 19> cr8_load_exiting{};
-    static constexpr Field<PrimaryControls, 20> cr8_store_exiting{};
     static constexpr Field<PrimaryControls, 22> nmi_window_exiting{};
 };
 
