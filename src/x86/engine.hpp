@@ -10,6 +10,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -70,6 +71,16 @@ public:
     [[nodiscard]] virtual std::vector<Region> regions() = 0;
     /// Page `page` of a slot was written.  Nothing happens if there is no such slot any more.
     virtual void mark_slot_dirty(std::uint32_t slot, std::uint64_t page) noexcept = 0;
+    /// The same of each page whose bit is set.
+    void mark_dirty_pages(std::uint32_t slot, std::span<const std::uint64_t> bitmap) noexcept
+    {
+        constexpr std::uint64_t bits = 64;
+        for (std::size_t index = 0; index < bitmap.size(); ++index) {
+            for (std::uint64_t left = bitmap[index]; left != 0; left &= left - 1) {
+                mark_slot_dirty(slot, index * bits + static_cast<unsigned>(std::countr_zero(left)));
+            }
+        }
+    }
 };
 
 /// How the core answered an MSR access.

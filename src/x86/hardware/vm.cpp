@@ -104,13 +104,7 @@ Result<void> HelperVm::collect_locked(const Region& region)
     // SAFETY: an address as the helper wants it, an integer.
     wanted.bitmap = reinterpret_cast<std::uintptr_t>(bitmap.data());
     VMM_TRY_VOID(call_helper(fd_, VMM_TAKE_DIRTY, "VMM_TAKE_DIRTY", wanted));
-    for (std::uint64_t page = 0; page < pages; ++page) {
-        if (bitmap[page / bits] == 0) {
-            page += bits - 1;  // The whole word is clean.
-        } else if (((bitmap[page / bits] >> (page % bits)) & 1U) != 0) {
-            memory_.mark_slot_dirty(region.slot, page);
-        }
-    }
+    memory_.mark_dirty_pages(region.slot, bitmap);
     return success;
 }
 

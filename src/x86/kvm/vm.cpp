@@ -209,13 +209,7 @@ Result<void> KvmVm::collect_locked(const Region& region)
     log.slot = region.slot;
     log.dirty_bitmap = bitmap.data();
     VMM_TRY_VOID(control(fd_, KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", &log));
-    for (std::uint64_t page = 0; page < pages; ++page) {
-        if (bitmap[page / bits] == 0) {
-            page += bits - 1;  // The whole word is clean.
-        } else if (((bitmap[page / bits] >> (page % bits)) & 1U) != 0) {
-            memory_.mark_slot_dirty(region.slot, page);
-        }
-    }
+    memory_.mark_dirty_pages(region.slot, bitmap);
     return success;
 }
 
