@@ -298,6 +298,37 @@ TEST_F(MovedFunction, IsSeenAfterAWriteOfCr3UnlessGlobal)
     }
 }
 
+/// A jump to it begins in the last byte below 4 GiB, and what is behind that, in the first page,
+/// moves.
+TEST_F(MovedFunction, IsSeenByAJumpAroundTheEndOfMemory)
+{
+    constexpr std::uint64_t last_page = 0xffff'f000;
+    constexpr std::uint64_t tables = 0x9'0000;  // For the last GiB: directory, table.
+    constexpr std::uint64_t frame = 0x7'0000;   // The last page's; the first's come behind.
+    guest.put<std::uint64_t>(Guest::tables + 0x1000 + 3 * 8, tables | 7U);
+    guest.put<std::uint64_t>(tables + 511 * 8, (tables + 0x1000) | 7U);
+    guest.put<std::uint64_t>(tables + 0x1000 + 511 * 8, frame | 7U | global);
+    guest.put<std::uint64_t>(table, (frame + 0x1000) | 7U | global);
+    guest.load(frame + 0xfff, {0xe9});  // jmp …
+    guest.put<std::uint32_t>(frame + 0x1000, small_function - 4);
+    guest.put<std::uint32_t>(frame + 0x2000, small_function + 0x1000 - 4);
+    place(small_function, 1);
+    place(small_function + 0x1000, 2);
+    // nop, for another place in the jump table; mov ecx, 100; l: call ebx; dec ecx; jnz l; mov
+    // [esi], edx; invlpg [edi]; call ebx; hlt
+    guest.load(Guest::code, {0x90, 0xb9, 100,  0,    0,    0,    0xff, 0xd3, 0xff, 0xc9,
+                             0x75, 0xfa, 0x89, 0x16, 0x0f, 0x01, 0x3f, 0xff, 0xd3, 0xf4});
+    guest.state().seg[Cs].l = 0;
+    guest.state().seg[Cs].db = 1;
+    guest.reg(Rbx) = last_page + 0xfff;
+    guest.reg(Rsi) = table;
+    guest.reg(Rdx) = (frame + 0x2000) | 7U | global;
+    guest.reg(Rdi) = 0;
+    guest.vcpu->state_changed();
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rax), 2U);
+}
+
 /// Two address spaces, each with a PCID, whose users have different code: what it adds to R12 is 1
 /// in the one and 100 in the other.
 class TwoSpaces : public testing::Test {

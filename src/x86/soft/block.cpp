@@ -22,9 +22,6 @@ namespace {
 
 constexpr std::size_t piece_size = 64;
 constexpr std::size_t max_length = 15;
-/// The mode that a jump table of several is for is in the generation's lower bits, CS above it.
-constexpr unsigned cs_shift = 9;
-constexpr unsigned generation_shift = 16;
 /// A block that has come past a conditional branch ends earlier: what follows may not be executed.
 constexpr std::size_t max_ops_past_branch = 32;
 
@@ -89,10 +86,7 @@ struct BlockCache::Mode {
     }
 };
 
-BlockCache::BlockCache() : buckets_(first_bucket_count), tables_(4 * Chain::table_size)
-{
-    renew_if([](const TableState&) { return true; });
-}
+BlockCache::BlockCache() : buckets_(first_bucket_count) {}
 
 BlockCache::~BlockCache()
 {
@@ -106,13 +100,6 @@ void BlockCache::attach(Cpu& cpu) noexcept
 {
     cpu_ = &cpu;
     vm_ = &cpu.vm;
-    cpu.chain.table = table(Empty);
-    cpu.chain.generation = 1;  // That of no entry, and not that of an entry of zeroes.
-}
-
-void BlockCache::drop_tables() noexcept
-{
-    tables_.clear(0, tables_.size());
 }
 
 void BlockCache::translate(Cpu& cpu, Block& block)
@@ -129,149 +116,47 @@ void BlockCache::translate(Cpu& cpu, Block& block)
     }
 }
 
-void BlockCache::renew(TableState& state) noexcept
-{
-    if (state.is_used) {
-        state.is_used = false;
-        state.has_local = false;
-        state.pages.clear();
-    }
-    state.generation = ++last_generation_;
-}
-
-template <typename IsMeant>
-void BlockCache::renew_if(const IsMeant& is_meant) noexcept
-{
-    for (TableState& each : states_) {
-        if (is_meant(each)) {
-            renew(each);
-        }
-    }
-    for (TableState& each : user_states_) {
-        if (is_meant(each)) {
-            renew(each);
-        }
-    }
-    adopt_generation();
-}
-
-/// The current table's state may have another generation now.
-void BlockCache::adopt_generation() noexcept
-{
-    if (cpu_ == nullptr) {
-        return;
-    }
-    for (const Table which : {Supervisor, User, Legacy}) {
-        if (cpu_->chain.table == table(which)) {
-            constexpr std::uint64_t mode_bits = (std::uint64_t{1} << generation_shift) - 1U;
-            cpu_->chain.generation = (state(which).generation << generation_shift) |
-                                     (cpu_->chain.generation & mode_bits);
-        }
-    }
-}
-
-void BlockCache::mapping_changed() noexcept
-{
-    renew_if([](const TableState& state) { return state.is_used; });
-}
-
-void BlockCache::local_mapping_changed() noexcept
-{
-    renew_if([](const TableState& state) { return state.has_local; });
-}
-
-void BlockCache::mapping_changed(std::uint64_t linear) noexcept
-{
-    renew_if(
-        [&](const TableState& state) { return state.is_used && state.pages.may_hold(linear); });
-}
-
-void BlockCache::address_space_changed(FetchTlb::Space space) noexcept
-{
-    for (TableState& each : states_) {
-        if (each.has_local) {
-            renew(each);
-        }
-    }
-    space_ = space.index;
-    if (!space.is_kept) {
-        renew(user_states_[space_]);
-    }
-    adopt_generation();
-}
-
-void BlockCache::forget_address_space(std::size_t index) noexcept
-{
-    renew(user_states_[index]);
-}
-
-/// An entry of the table is going to be for `block` at `linear` in `page`.
+/// Notes what the table's entry for `block`, which has just been fetched from `page`, hangs on.
 void BlockCache::note_entry(Cpu& cpu,
-                            Table which,
+                            const Mode& mode,
                             const Block& block,
-                            std::uint64_t linear,
                             const CodePage& page) noexcept
 {
-    TableState& noted = state(which);
-    noted.is_used = true;
-    noted.pages.add(linear, page.page_shift);
-    bool global = page.global;
+    const std::uint64_t linear = code_linear(cpu, mode);
+    const JumpTables::Table which = table_of(mode);
+    cpu.jumps.note(which, {linear, page.page_shift, page.global});
     if (block.second_gpa != Block::no_page) {
-        // It has just been fetched from.
-        const FetchTlb::Entry& second = cpu.fetch_tlb.entry(linear + page_size);
-        global = global && cpu.fetch_tlb.is_global(second);
-        noted.pages.add(linear + page_size, second.page_shift);
+        const std::uint64_t second_linear = next_page(linear, mode);
+        const FetchTlb::Entry& second = cpu.fetch_tlb.entry(second_linear);
+        cpu.jumps.note(which, {second_linear, second.page_shift, cpu.fetch_tlb.is_global(second)});
     }
-    noted.has_local = noted.has_local || !global;
 }
 
-BlockCache::Table BlockCache::table_of(const Mode& mode) noexcept
+JumpTables::Table BlockCache::table_of(const Mode& mode) noexcept
 {
     if (mode.context.code_size != CodeSize::Bits64) {
-        return Legacy;
+        return JumpTables::Table::Legacy;
     }
-    return mode.user ? User : Supervisor;
+    return mode.user ? JumpTables::Table::User : JumpTables::Table::Supervisor;
 }
 
 void BlockCache::select_table(Cpu& cpu, const Mode& mode) noexcept
 {
-    const Table which = table_of(mode);
-    std::uint64_t bits = 0;
-    if (which == Legacy) {
-        // What RIP leads to depends on CS here, and whether it may.
-        const std::size_t segment = number_of({cpu.seg[Cs].base, cpu.seg[Cs].limit});
-        bits = mode.bits(false) | (mode.user ? 0x100U : 0U) | (segment << cs_shift);
+    const JumpTables::Table which = table_of(mode);
+    if (which == JumpTables::Table::Legacy) {
+        cpu.jumps.select_legacy(mode.bits(false) | (mode.user ? 0x100U : 0U),
+                                {cpu.seg[Cs].base, cpu.seg[Cs].limit});
+    } else {
+        cpu.jumps.select(which);
     }
-    cpu.chain.table = table(which);
-    cpu.chain.generation = (state(which).generation << generation_shift) | bits;
-}
-
-std::size_t BlockCache::number_of(const CodeSegment& segment) noexcept
-{
-    if (last_segment_ < segment_count_ && segments_[last_segment_] == segment) {
-        return last_segment_;
-    }
-    const auto end = segments_.begin() + static_cast<std::ptrdiff_t>(segment_count_);
-    const auto found = std::find(segments_.begin(), end, segment);
-    last_segment_ = static_cast<std::size_t>(found - segments_.begin());
-    if (found == end) {
-        if (segment_count_ == segments_.size()) {
-            renew(states_[Legacy]);  // Their numbers are given anew.
-            last_segment_ = 0;
-            segment_count_ = 0;
-        }
-        segments_[last_segment_] = segment;
-        ++segment_count_;
-    }
-    return last_segment_;
 }
 
 const Op* BlockCache::find_known(Cpu& cpu) noexcept
 {
-    // An empty table: the block is executed alone.
-    if (cpu.chain.table == table(Empty) || cpu.code_size != CodeSize::Bits64 ||
-        must_single_step(cpu) || (cpu.rflags & Rflags::RF.mask) != 0 || cpu.inject ||
-        cpu.pending_debug != 0 || cpu.sti_shadow || cpu.mov_ss_shadow || cpu.irq_window_requested ||
+    // No table: the block is executed alone.
+    if (!cpu.jumps.has_selected() || cpu.code_size != CodeSize::Bits64 || must_single_step(cpu) ||
+        (cpu.rflags & Rflags::RF.mask) != 0 || cpu.inject || cpu.pending_debug != 0 ||
+        cpu.sti_shadow || cpu.mov_ss_shadow || cpu.irq_window_requested ||
         cpu.nmi_window_requested || cpu.exit_pending) {
         return nullptr;
     }
@@ -417,12 +302,11 @@ Block* BlockCache::find(Cpu& cpu, bool single)
         raise(Vector::GP, 0);
     }
     if (single || block == nullptr) {
-        cpu.chain.table = table(Empty);
-        cpu.chain.unlinked = nullptr;
+        cpu.jumps.select_none();
         return block;
     }
     select_table(cpu, mode);
-    note_entry(cpu, table_of(mode), *block, code_linear(cpu, mode), page);
+    note_entry(cpu, mode, *block, page);
     const void* const code = cpu.translator == nullptr ? nullptr : cpu.translator->code_of(*block);
     jump_entry(cpu, cpu.rip) = JumpEntry{cpu.rip, block->ops(), code, cpu.chain.generation};
     if (cpu.chain.unlinked != nullptr) {
@@ -437,13 +321,17 @@ std::uint64_t BlockCache::code_linear(const Cpu& cpu, const Mode& mode) noexcept
                                                       : (cpu.seg[Cs].base + cpu.rip) & 0xffff'ffffU;
 }
 
+/// Where the page behind that of `linear` begins.
+std::uint64_t BlockCache::next_page(std::uint64_t linear, const Mode& mode) noexcept
+{
+    const std::uint64_t next = (linear & ~page_mask) + page_size;
+    return mode.context.code_size == CodeSize::Bits64 ? next : next & 0xffff'ffffU;
+}
+
 Block* BlockCache::find_in_mode(Cpu& cpu, const Mode& mode, bool single, CodePage& fetched)
 {
     const std::uint64_t linear = code_linear(cpu, mode);
-    std::uint64_t next_linear = (linear & ~page_mask) + page_size;
-    if (mode.context.code_size != CodeSize::Bits64) {
-        next_linear &= 0xffff'ffffU;
-    }
+    const std::uint64_t next_linear = next_page(linear, mode);
     for (;;) {
         fetched = fetch_page(cpu, linear);
         if (fetched.host == nullptr) {
@@ -891,9 +779,7 @@ void BlockCache::collect(Cpu& cpu) noexcept
     if (dead_bytes_ <= max_dead_bytes) {
         return;
     }
-    mapping_changed();
-    drop_tables();
-    cpu.chain.unlinked = nullptr;
+    cpu.jumps.clear();
     cpu.mmio.owner = nullptr;
     for (Block* const block : dead_) {
         destroy(block);

@@ -13,10 +13,7 @@
 #include <vector>
 
 #include "x86/soft/cpu.hpp"
-#include "x86/soft/fetch_tlb.hpp"
 #include "x86/soft/op.hpp"
-#include "x86/soft/page_filter.hpp"
-#include "x86/soft/zeroed_array.hpp"
 
 namespace vmm::x86::soft {
 
@@ -86,16 +83,6 @@ public:
     /// Bytes of guest-physical memory changed: blocks that were decoded from them are dropped.
     /// The one being executed ends behind the current instruction.
     void invalidate(std::uint64_t gpa, std::uint64_t size) noexcept;
-    /// The mapping of linear addresses to pages changed: forget where linear addresses led; or only
-    /// that of pages that are not global; or of the page that holds `linear`.
-    void mapping_changed() noexcept;
-    void local_mapping_changed() noexcept;
-    void mapping_changed(std::uint64_t linear) noexcept;
-    /// Linear addresses are those of another address space (`FetchTlb::Space`): of what is known of
-    /// it, that counts which `is_kept`.
-    void address_space_changed(FetchTlb::Space space) noexcept;
-    /// Nothing is known of an address space other than the current one.
-    void forget_address_space(std::size_t index) noexcept;
     /// A TLB miss on code page `gfn` was filled: compare its blocks with memory before their next
     /// use (writes of the VMM that nobody reported).
     void revalidate(std::uint64_t gfn) noexcept;
@@ -121,51 +108,19 @@ private:
     static constexpr std::size_t max_dead_bytes = std::size_t{1} << 20U;
     static constexpr unsigned max_idle_writes = 16;
 
-    enum Table : std::uint8_t { Supervisor, User, Legacy, Empty };
-
-    /// What there is beside a jump table.
-    struct TableState {
-        std::uint64_t generation{};  ///< Not 0; no other state has had it.
-        bool is_used{};              ///< There may be entries.
-        bool has_local{};            ///< There may be some for pages that are not global.
-        PageFilter pages{};          ///< Those that entries are for.
-    };
-
-    /// What CS adds to RIP, and how far RIP may go.
-    struct CodeSegment {
-        std::uint64_t base{};
-        std::uint32_t limit{};
-        friend bool operator==(const CodeSegment&, const CodeSegment&) = default;
-    };
-
     using Page = DecodedPage;
     struct Mode;
     class Builder;
 
     void attach(Cpu& cpu) noexcept;
-    [[nodiscard]] JumpEntry* table(Table which) noexcept
-    {
-        return tables_.data() + which * Chain::table_size;
-    }
-    [[nodiscard]] static Table table_of(const Mode& mode) noexcept;
+    [[nodiscard]] static JumpTables::Table table_of(const Mode& mode) noexcept;
     [[nodiscard]] static std::uint64_t code_linear(const Cpu& cpu, const Mode& mode) noexcept;
-    void select_table(Cpu& cpu, const Mode& mode) noexcept;
-    /// Below 128; the same for as long as the legacy table is not renewed.
-    [[nodiscard]] std::size_t number_of(const CodeSegment& segment) noexcept;
-    [[nodiscard]] TableState& state(Table which) noexcept
-    {
-        return which == User ? user_states_[space_] : states_[which];
-    }
-    /// What all entries of one state lead to is forgotten.
-    void renew(TableState& state) noexcept;
-    template <typename IsMeant>
-    void renew_if(const IsMeant& is_meant) noexcept;
-    void adopt_generation() noexcept;
-    void note_entry(Cpu& cpu,
-                    Table which,
-                    const Block& block,
-                    std::uint64_t linear,
-                    const CodePage& page) noexcept;
+    [[nodiscard]] static std::uint64_t next_page(std::uint64_t linear, const Mode& mode) noexcept;
+    static void select_table(Cpu& cpu, const Mode& mode) noexcept;
+    static void note_entry(Cpu& cpu,
+                           const Mode& mode,
+                           const Block& block,
+                           const CodePage& page) noexcept;
     [[nodiscard]] Page* find_page(std::uint64_t gfn) noexcept;
     /// The record of the page; new ones are registered, after which host pointers are stale.
     [[nodiscard]] Page& add_page(Cpu& cpu, std::uint64_t gfn, bool& is_new);
@@ -189,7 +144,6 @@ private:
     void kill_overlapping(Page& page, std::uint64_t gpa, std::uint64_t size) noexcept;
     void invalidate_in(Page& page, std::uint64_t gpa, std::uint64_t size) noexcept;
     void forget(Page& page) noexcept;
-    void drop_tables() noexcept;
     [[nodiscard]] static std::size_t bytes_of(const Block& block) noexcept;
     static void destroy(Block* block) noexcept;
 
@@ -203,15 +157,6 @@ private:
     bool no_memory_{};  ///< `build()` met an instruction that reaches into no memory.
     std::size_t live_bytes_{};
     std::size_t dead_bytes_{};
-
-    ZeroedArray<JumpEntry> tables_;       ///< One behind the other, by `Table`.
-    std::array<TableState, 3> states_{};  ///< Of all tables but `User`.
-    std::array<TableState, FetchTlb::space_count> user_states_{};
-    std::size_t space_{};  ///< The current one of `user_states_`.
-    std::uint64_t last_generation_{1};
-    std::array<CodeSegment, 128> segments_{};  ///< Those of the legacy table, by their numbers.
-    std::size_t segment_count_{};
-    std::size_t last_segment_{};
 };
 
 }  // namespace vmm::x86::soft

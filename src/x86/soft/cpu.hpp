@@ -17,6 +17,7 @@
 #include "x86/cpu_state.hpp"
 #include "x86/engine.hpp"
 #include "x86/soft/fetch_tlb.hpp"
+#include "x86/soft/jump_tables.hpp"
 #include "x86/soft/op.hpp"
 
 namespace vmm::x86::soft {
@@ -141,25 +142,6 @@ struct MmioTlb {
     bool used{};
 };
 
-/// Where code at a linear address was found last, for jumps whose target is not in the block.
-struct alignas(32) JumpEntry {
-    std::uint64_t rip{};
-    const Op* first{};   ///< Of the block.
-    const void* code{};  ///< Its translation, or what goes on without one (translator.hpp).
-    /// What `Chain::generation` was: the entry counts for as long as it is that.  Never 0 if so.
-    std::uint64_t generation{};
-};
-
-/// How one block finds the next without the run loop (block.cpp).
-struct Chain {
-    static constexpr std::size_t table_size = 32768;
-
-    JumpEntry* table{};          ///< `table_size` entries: those of the current mode.
-    std::uint64_t generation{};  ///< Changes when all entries become stale, and with the mode.
-    const Op* unlinked{};        ///< A branch that could go to its target directly next time.
-    std::uintptr_t floor{};      ///< Host stack pointer below which blocks return to the run loop.
-};
-
 /// What translated code keeps in memory (emitter.hpp).
 struct TranslatedState {
     std::uint64_t code_page{};  ///< Linear address of the page that is executed.
@@ -254,6 +236,7 @@ struct Cpu : CpuState {
 
     Counters counters{};
     Chain chain{};
+    JumpTables jumps{chain};
     TranslatedState translated{};
     MmioReplay mmio{};
     PortIo port_io{};

@@ -113,10 +113,8 @@ void flush_tlb_all(Cpu& cpu) noexcept
     }
     forget_mmio(cpu);
     ++cpu.counters.tlb_flushes;
-    if (cpu.blocks != nullptr) {
-        cpu.blocks->mapping_changed();
-        cpu.blocks->address_space_changed(space);
-    }
+    cpu.jumps.mapping_changed();
+    cpu.jumps.address_space_changed(space);
 }
 
 void flush_tlb_non_global(Cpu& cpu) noexcept
@@ -125,9 +123,7 @@ void flush_tlb_non_global(Cpu& cpu) noexcept
     cpu.fetch_tlb.flush_non_global();
     forget_mmio(cpu);
     ++cpu.counters.tlb_flushes;
-    if (cpu.blocks != nullptr) {
-        cpu.blocks->local_mapping_changed();
-    }
+    cpu.jumps.local_mapping_changed();
 }
 
 void switch_address_space(Cpu& cpu, bool keep) noexcept
@@ -136,9 +132,7 @@ void switch_address_space(Cpu& cpu, bool keep) noexcept
     const FetchTlb::Space space = cpu.fetch_tlb.switch_to(current_pcid(cpu), keep);
     forget_mmio(cpu);
     ++cpu.counters.tlb_flushes;
-    if (cpu.blocks != nullptr) {
-        cpu.blocks->address_space_changed(space);
-    }
+    cpu.jumps.address_space_changed(space);
 }
 
 void forget_address_space(Cpu& cpu, std::uint16_t pcid) noexcept
@@ -147,9 +141,8 @@ void forget_address_space(Cpu& cpu, std::uint16_t pcid) noexcept
         switch_address_space(cpu, false);
         return;
     }
-    const std::optional<std::size_t> index = cpu.fetch_tlb.forget(pcid);
-    if (index && cpu.blocks != nullptr) {
-        cpu.blocks->forget_address_space(*index);
+    if (const auto index = cpu.fetch_tlb.forget(pcid)) {
+        cpu.jumps.forget_address_space(*index);
     }
 }
 
@@ -172,9 +165,7 @@ void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept
     cpu.fetch_tlb.flush_page(linear);
     forget_mmio(cpu);
     ++cpu.counters.page_flushes;
-    if (cpu.blocks != nullptr) {
-        cpu.blocks->mapping_changed(linear);
-    }
+    cpu.jumps.mapping_changed(linear);
 }
 
 void drop_write_translations(Cpu& cpu, const std::byte* host_page) noexcept

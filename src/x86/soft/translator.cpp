@@ -69,7 +69,7 @@ bool Translator::start()
     *owned_ = 1;
     memory_ = std::move(*memory);
     emit_shared();
-    cpu_.blocks->mapping_changed();  // Jump tables forget its code.
+    cpu_.jumps.mapping_changed();  // Jump tables forget its code.
     failed_ = false;
     return true;
 }
@@ -228,7 +228,7 @@ void Translator::clear() noexcept
     }
     translated_.clear();
     context_.sites.clear();
-    cpu_.blocks->mapping_changed();  // Jump tables forget its code.
+    cpu_.jumps.mapping_changed();  // Jump tables forget its code.
     used_ = shared_size_;
     ++cpu_.counters.code_resets;
 }
