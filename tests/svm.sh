@@ -11,27 +11,11 @@
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=../cmake/packages.sh
-source "$root/cmake/packages.sh"
-# shellcheck source=../cmake/guest.sh
-source "$root/cmake/guest.sh"
-# shellcheck source=checks.sh
-source "$root/tests/checks.sh"
+# shellcheck source=hardware/checks.sh
+source "$root/tests/hardware/checks.sh"
 bin=$root/build/${1:-dev}/bin
 wanted=${2:-}
 seconds=${VMM_GUEST_SECONDS:-600} # The most one machine may take.
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-find_kernel
-cp "$kernel" "$work/vmlinuz"
-
-# A guest's initramfs, as examples/run.sh makes it for a command.
-cat >"$work/take-initrd" <<END
-#!/bin/bash
-while [[ \$# -gt 0 ]]; do [[ \$1 != --initrd ]] || cp "\$2" "$work/guest-initrd"; shift; done
-END
-chmod +x "$work/take-initrd"
-VMM_LINUX=$work/take-initrd "$root/examples/run.sh" -- 'nproc; uname -s' >/dev/null 2>&1
 
 # machine NAME MODULES REGEX FILE… -- LINE: the output of the shell's LINE in a machine matches REGEX, and its kernel
 # had nothing to complain of.
@@ -53,11 +37,6 @@ machine() {
     report "$name" "$problem" "$work/output" "$work/errors" "$work/console"
 }
 
-# linux ENGINE CPUS: a line that boots Debian's kernel.
-linux() {
-    echo "/vmm/vmm-linux --engine $1 --cpus $2 --kernel /vmm/vmlinuz --initrd /vmm/guest-initrd --memory 200M" \
-        "--no-reboot --append 'console=ttyS0,115200 quiet loglevel=1 panic=-1 vmm_mode=command'"
-}
 guest=("$bin/vmm-linux" "$work/vmlinuz" "$work/guest-initrd")
 
 machine "vmm-info says that svm is usable" vmm_helper '^svm +usable' "$bin/vmm-info" -- /vmm/vmm-info

@@ -12,32 +12,10 @@
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=../cmake/packages.sh
-source "$root/cmake/packages.sh"
-# shellcheck source=../cmake/guest.sh
-source "$root/cmake/guest.sh"
-# shellcheck source=checks.sh
-source "$root/tests/checks.sh"
+# shellcheck source=hardware/checks.sh
+source "$root/tests/hardware/checks.sh"
 bin=$root/build/${1:-dev}/bin
 seconds=${VMM_GUEST_SECONDS:-3000} # The most one machine may take.
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-find_kernel
-cp "$kernel" "$work/vmlinuz"
-
-# A guest's initramfs, as examples/run.sh makes it for a command.
-cat >"$work/take-initrd" <<END
-#!/bin/bash
-while [[ \$# -gt 0 ]]; do [[ \$1 != --initrd ]] || cp "\$2" "$work/guest-initrd"; shift; done
-END
-chmod +x "$work/take-initrd"
-VMM_LINUX=$work/take-initrd "$root/examples/run.sh" -- 'nproc; uname -s' >/dev/null 2>&1
-
-# linux ENGINE: a line that boots Debian's kernel.
-linux() {
-    echo "/vmm/vmm-linux --engine $1 --cpus 1 --kernel /vmm/vmlinuz --initrd /vmm/guest-initrd --memory 200M" \
-        "--no-reboot --append 'console=ttyS0,115200 quiet loglevel=1 panic=-1 vmm_mode=command'"
-}
 
 # machine MODULES LINE FILE…: the output of the shell's LINE is in $work/output.
 machine() {
@@ -62,7 +40,7 @@ machine vmm_helper "/vmm/vmm-info
 /vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*vmx' && echo the engine suite: good
 export VMM_HELPER_CALLS=${VMM_HELPER_CALLS:-2000} VMM_HELPER_KILLS=${VMM_HELPER_KILLS:-5}
 /vmm/vmm_helper_tests --gtest_brief=1 && echo the helper: good
-$(linux vmx)
+$(linux vmx 1)
 rmmod vmm_helper && echo unloaded" \
     "$bin"/{vmm-info,vmm-hello,vmm-linux,vmm_core_tests,vmm_helper_tests} "$work/vmlinuz" "$work/guest-initrd"
 check "vmm-info says that vmx is usable" '^vmx +usable'
@@ -72,7 +50,7 @@ check "the helper's calls and bad callers" '^the helper: good'
 check "Debian's kernel" '^Linux'
 check "the module goes" '^unloaded'
 
-machine 'kvm_intel vmm_helper' "$(linux kvm) >/tmp/kvm & $(linux vmx) >/tmp/vmx
+machine 'kvm_intel vmm_helper' "$(linux kvm 1) >/tmp/kvm & $(linux vmx 1) >/tmp/vmx
 wait
 echo kvm \$(cat /tmp/kvm) vmx \$(cat /tmp/vmx)" "$bin/vmm-linux" "$work/vmlinuz" "$work/guest-initrd"
 check "Debian's kernel, and another one on kvm_intel" '^kvm 1 Linux vmx 1 Linux'
