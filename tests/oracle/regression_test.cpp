@@ -68,6 +68,29 @@ TEST_F(OracleRegression, ArplWritesOnlyWhatChanges)
     expect_agreement("code=2e63154024002090 bits=32");
 }
 
+TEST_F(OracleRegression, VexBitsThatMeanNothingIn32BitCode)
+{
+    expect_agreement("code=c4c3f922e642 bits=32 sequence=1 "
+                     "ymm0=000000000000000071dd433f0000000000000000000000000000000000000000");
+    expect_agreement("code=c4c3f922c529 bits=32 sequence=1 "
+                     "ymm0=0000000000000000000000000000100000000000000000000000000000000000");
+    expect_agreement("code=c4e3f916cc0d bits=32 sequence=1 "
+                     "ymm1=000000000000f8bf000000000000000000000000000000000000000000000000");
+    expect_agreement("code=c4e1f97e1d00190020 bits=32 sequence=1 "
+                     "ymm3=000000000000e0c1000000000000000000000000000000000000000000000000");
+    expect_agreement("code=65c4c3794cefb3 bits=32 sequence=1 "
+                     "ymm7=0000000000000000000000000000103800000000000000000000000000000000 "
+                     "ymm11=0000000000000000000000008f11eb3f00000000000000000000000000000000");
+}
+
+TEST_F(OracleRegression, VzeroallSparesTheUpperRegistersIn32BitCode)
+{
+    expect_agreement("code=c5fc77 bits=32 sequence=1 "
+                     "ymm15=000000000000000000000000000000000000000000000000000000000000f87f");
+    expect_agreement("code=c5f877 bits=32 sequence=1 "
+                     "ymm15=000000000000000000000000000000000000000000000000000000005b25e73f");
+}
+
 TEST_F(OracleRegression, PointersOfX87HaveNoSelectors)
 {
     expect_agreement("code=d920 rax=0x20001d74 "

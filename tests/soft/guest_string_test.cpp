@@ -62,6 +62,50 @@ TEST_F(GuestString, MovesAcrossPagesAtAnyOffset)
     }
 }
 
+TEST_F(GuestString, MovesDownAcrossPagesAtAnyOffset)
+{
+    fill(source, 40'000);
+    for (const std::uint64_t shift : {0U, 1U, 5U, 4095U}) {
+        for (const std::uint8_t opcode : {std::uint8_t{0xa4}, std::uint8_t{0xa5}}) {
+            const std::uint64_t size = opcode == 0xa4 ? 1 : 8;
+            const std::uint64_t bytes = 30'000 / size * size;
+            std::memset(guest.ram.at(target), 0, 50'000);
+            guest.reg(Rsi) = source + shift + bytes - size;
+            guest.reg(Rdi) = target + 3 + bytes - size;
+            guest.reg(Rcx) = bytes / size;
+            guest.state().rflags = 0x402;
+            run({0xf3, 0x48, opcode});
+            EXPECT_EQ(std::memcmp(guest.ram.at(source + shift), guest.ram.at(target + 3), bytes),
+                      0);
+            EXPECT_EQ(guest.get<std::uint8_t>(target + 2), 0);
+            EXPECT_EQ(guest.get<std::uint8_t>(target + 3 + bytes), 0);
+            EXPECT_EQ(guest.reg(Rcx), 0U);
+            EXPECT_EQ(guest.reg(Rsi), source + shift - size);
+            EXPECT_EQ(guest.reg(Rdi), target + 3 - size);
+        }
+    }
+}
+
+TEST_F(GuestString, FaultOnTheWayDownLeavesTheRegistersOfTheLastElement)
+{
+    const std::uint64_t page = 0x10'0000;
+    unmap(page);
+    fill(source, 4096);
+    guest.reg(Rsi) = source + 4092;
+    guest.reg(Rdi) = page + 0x1000 + 100;
+    guest.reg(Rcx) = 1000;
+    guest.state().rflags = 0x402;
+    run({0xf3, 0xa5});
+    EXPECT_EQ(guest.halted_by_vector(), 14);
+    EXPECT_EQ(guest.state().cr2, page + 0x1000 - 4);
+    EXPECT_EQ(guest.reg(Rcx), 1000U - 26U);
+    EXPECT_EQ(guest.reg(Rsi), source + 4092 - 26 * 4);
+    EXPECT_EQ(guest.reg(Rdi), page + 0x1000 - 4);
+    EXPECT_EQ(guest.stack_word(1), Guest::code);
+    EXPECT_EQ(
+        std::memcmp(guest.ram.at(source + 4096 - 26 * 4), guest.ram.at(page + 0x1000), 26 * 4), 0);
+}
+
 /// Against a loop over elements, in both directions, with every small distance.
 TEST_F(GuestString, OverlappingMovesGoByElements)
 {
@@ -208,6 +252,29 @@ TEST_F(GuestString, RealModeWrapsAtSixtyFourKilobytes)
     EXPECT_EQ(real.get<std::uint8_t>(Guest::data + 0xffff), 0x77);
     EXPECT_EQ(real.get<std::uint8_t>(Guest::data + 0xf), 0x77);
     EXPECT_EQ(real.get<std::uint8_t>(Guest::data + 0x10), 0);
+}
+
+TEST_F(GuestString, RealModeWrapsDownwardsToo)
+{
+    Guest real;
+    real.real_mode();
+    real.load(Guest::code, {0xf3, 0xa4, 0xf4});
+    for (std::uint64_t i = 0; i < 0x10000; ++i) {
+        real.put<std::uint8_t>(Guest::data + i, static_cast<std::uint8_t>(i * 7 + i / 256));
+    }
+    real.reg(Rsi) = 0x8010;
+    real.reg(Rdi) = 0x10;
+    real.reg(Rcx) = 0x20;
+    real.state().rflags = 0x402;
+    real.vcpu->state_changed();
+    EXPECT_EQ(real.run(), Reason::Halt);
+    EXPECT_EQ(real.reg(Rdi), 0xfff0U);
+    EXPECT_EQ(real.reg(Rsi), 0x7ff0U);
+    for (std::uint64_t i = 0; i < 0x20; ++i) {
+        const std::uint64_t from = 0x8010 - i;
+        EXPECT_EQ(real.get<std::uint8_t>(Guest::data + ((0x10 - i) & 0xffffU)),
+                  static_cast<std::uint8_t>(from * 7 + from / 256));
+    }
 }
 
 TEST_F(GuestString, SingleStepTrapsBehindEachIteration)

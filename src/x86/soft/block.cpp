@@ -71,6 +71,7 @@ struct BlockCache::Mode {
         context.code_size = cpu.code_size;
         context.virtual_8086 = cpu.protected_mode() && cpu.virtual_8086();
         context.protected_mode = cpu.protected_mode() && !context.virtual_8086;
+        context.flat = is_flat(cpu);
         limited = cpu.code_size != CodeSize::Bits64 && cpu.seg[Cs].limit != 0xffff'ffffU;
         user = cpu.cpl == 3;
     }
@@ -78,7 +79,8 @@ struct BlockCache::Mode {
     [[nodiscard]] std::uint64_t bits(bool single) const noexcept
     {
         return static_cast<std::uint64_t>(context.code_size) | (context.protected_mode ? 4U : 0U) |
-               (context.virtual_8086 ? 8U : 0U) | (limited ? 16U : 0U) | (single ? 32U : 0U);
+               (context.virtual_8086 ? 8U : 0U) | (limited ? 16U : 0U) | (single ? 32U : 0U) |
+               (context.flat ? 64U : 0U);
     }
     [[nodiscard]] std::uint64_t key(std::uint64_t gpa, bool single) const noexcept
     {
@@ -109,7 +111,9 @@ void BlockCache::translate(Cpu& cpu, Block& block)
         block.ops()->handler = block.ops()->interpret;
         return;
     }
-    cpu.translator->translate(block, {page->bytes.data() + (block.gpa & page_mask), block.size});
+    const auto code_size = static_cast<CodeSize>(block.key & 3U);  // As `Mode::bits` has it.
+    cpu.translator->translate(block, {page->bytes.data() + (block.gpa & page_mask), block.size},
+                              code_size);
     JumpEntry& entry = jump_entry(cpu, cpu.block_rip());
     if (entry.first == block.ops()) {
         entry.code = cpu.translator->code_of(block);
@@ -575,7 +579,7 @@ Block* BlockCache::build(Cpu& cpu,
     }
     live_bytes_ += bytes_of(*block);
     if (cpu.translator != nullptr && !single && second == nullptr && block->size != 0 &&
-        mode.context.code_size == CodeSize::Bits64) {
+        (mode.context.code_size == CodeSize::Bits64 || mode.context.flat)) {
         Translator::prepare(*block);
     }
     return block;

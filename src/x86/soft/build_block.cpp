@@ -96,7 +96,8 @@ void set_memory_operand(const Insn& insn, const SelectContext& context, Op& op) 
 {
     op.segment = insn.segment;
     if (context.code_size != CodeSize::Bits64) {
-        op.address_kind = AddressKind::Segmented;
+        const bool is_data = insn.segment == Ds || insn.segment == Es || insn.segment == Ss;
+        op.address_kind = context.flat && is_data ? AddressKind::Flat32 : AddressKind::Segmented;
     } else if (insn.segment == Fs || insn.segment == Gs) {
         op.address_kind = AddressKind::Based64;
     }

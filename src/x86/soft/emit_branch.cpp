@@ -28,6 +28,9 @@ bool BlockEmitter::emit_branch(const Insn& insn, const Op& op)
     const auto immediate = static_cast<std::int64_t>(op.immediate);
     const std::int64_t target = page_offset_ + immediate;
     const bool is_direct = is_direct_branch(insn);
+    if (is_direct && !is_wide_ && insn.operand_size != word_size()) {
+        return false;  // IP is cut to 16 bits.
+    }
     if (is_direct && (target > std::numeric_limits<std::int32_t>::max() ||
                       target < std::numeric_limits<std::int32_t>::min())) {
         return false;
@@ -163,7 +166,7 @@ void BlockEmitter::load_target(std::int32_t target)
 {
     mov(r10, state(layout_.code_page));
     if (target != 0) {
-        lea(r10, ptr[r10 + static_cast<std::size_t>(std::int64_t{target})]);
+        add_to_word(r10, r10, target);
     }
 }
 
@@ -221,44 +224,44 @@ void BlockEmitter::call_found()
 void BlockEmitter::push_return_address()
 {
     clobber();
-    lea(r10, ptr[guest_rsp - 8]);
-    look_up(8, true);
+    add_to_word(r10, guest_rsp, -std::int64_t{word_size()});
+    look_up(word_size(), true);
     mov(r11, state(layout_.code_page));
-    lea(r11, ptr[r11 + static_cast<std::size_t>(page_offset_ + op_->next_offset())]);
-    mov(ptr[r10], r11);
-    lea(guest_rsp, ptr[guest_rsp - 8]);
+    add_to_word(r11, r11, page_offset_ + op_->next_offset());
+    mov(word_at(r10), sized(r11));
+    add_to_word(guest_rsp, guest_rsp, -std::int64_t{word_size()});
 }
 
 /// r10 = the operand of an indirect branch.
 bool BlockEmitter::indirect_target(const Insn& insn)
 {
-    if (insn.operand_size != 8 || (insn.has_memory && !can_address(insn))) {
+    if (insn.operand_size != word_size() || (insn.has_memory && !can_address(insn))) {
         return false;
     }
     clobber();
     check_requests();
     if (insn.has_memory) {
-        host_address(insn, 8, false, 0);
-        mov(r10, ptr[r10]);
+        host_address(insn, word_size(), false, 0);
+        mov(sized(r10), word_at(r10));
     } else {
-        mov(r10, load(insn.rm, r10));
+        mov(sized(r10), sized(load(insn.rm, r10)));
     }
     return true;
 }
 
 bool BlockEmitter::emit_return(const Insn& insn)
 {
-    if (insn.operand_size != 8) {
+    if (insn.operand_size != word_size()) {
         return false;
     }
     const auto released = insn.opcode == 0xc2 ? (insn.immediate & 0xffffU) : std::uint64_t{0};
     clobber();
     check_requests();
-    mov(r10, guest_rsp);
-    look_up(8, false);
-    mov(r10, ptr[r10]);
+    mov(sized(r10), sized(guest_rsp));
+    look_up(word_size(), false);
+    mov(sized(r10), word_at(r10));
     look_up_code();
-    lea(guest_rsp, ptr[guest_rsp + 8 + released]);
+    add_to_word(guest_rsp, guest_rsp, static_cast<std::int64_t>(word_size() + released));
     jump_found();
     return true;
 }

@@ -68,6 +68,12 @@ bool BlockEmitter::emit_integer(const Insn& insn)
     case 0x97: return emit_accumulator(insn);  // XCHG
     case 0x98:
     case 0x99: return emit_convert(insn);
+    case 0xa4:
+    case 0xa5:
+    case 0xaa:
+    case 0xab:
+    case 0xac:
+    case 0xad: return emit_string(insn);
     case 0xa8:
     case 0xa9: return emit_accumulator(insn);
     case 0xc9: return emit_leave(insn);
@@ -110,62 +116,62 @@ bool BlockEmitter::emit_accumulator(const Insn& insn)
 
 bool BlockEmitter::emit_push(const Insn& insn)
 {
-    if (insn.operand_size != 8 || insn.lock) {
+    if (insn.operand_size != word_size() || insn.lock) {
         return false;
     }
     if (insn.opcode == 0xff && insn.has_memory) {
         if (!can_address(insn)) {
             return false;
         }
-        host_address(insn, 8, false, 0);
-        mov(r11, ptr[r10]);
+        host_address(insn, word_size(), false, 0);
+        mov(sized(r11), word_at(r10));
         mov(state(layout_.spare), r11);
     }
     clobber();
-    lea(r10, ptr[guest_rsp - 8]);
-    look_up(8, true);
+    add_to_word(r10, guest_rsp, -std::int64_t{word_size()});
+    look_up(word_size(), true);
     if (insn.opcode == 0x68 || insn.opcode == 0x6a) {
-        mov(qword[r10], insn.immediate);
+        mov(word_at(r10), is_wide_ ? insn.immediate : insn.immediate & 0xffff'ffffU);
     } else if (insn.opcode == 0xff && insn.has_memory) {
         mov(r11, state(layout_.spare));
-        mov(ptr[r10], r11);
+        mov(word_at(r10), sized(r11));
     } else {
-        mov(ptr[r10], load(insn.rm, r11));
+        mov(word_at(r10), sized(load(insn.rm, r11)));
     }
-    lea(guest_rsp, ptr[guest_rsp - 8]);
+    add_to_word(guest_rsp, guest_rsp, -std::int64_t{word_size()});
     return true;
 }
 
 bool BlockEmitter::emit_pop(const Insn& insn)
 {
-    if (insn.operand_size != 8) {
+    if (insn.operand_size != word_size()) {
         return false;
     }
     clobber();
-    mov(r10, guest_rsp);
-    look_up(8, false);
+    mov(sized(r10), sized(guest_rsp));
+    look_up(word_size(), false);
     const std::uint8_t host = host_register[insn.rm];
     if (insn.rm == Rsp) {
-        mov(guest_rsp, ptr[r10]);
+        mov(sized(guest_rsp), word_at(r10));
         return true;
     }
     const Xbyak::Reg64 to = host == spilled ? r11 : Xbyak::Reg64(host);
-    mov(to, ptr[r10]);
+    mov(sized(to), word_at(r10));
     store(insn.rm, to);
-    lea(guest_rsp, ptr[guest_rsp + 8]);
+    add_to_word(guest_rsp, guest_rsp, word_size());
     return true;
 }
 
 bool BlockEmitter::emit_leave(const Insn& insn)
 {
-    if (insn.operand_size != 8) {
+    if (insn.operand_size != word_size()) {
         return false;
     }
     clobber();
-    mov(r10, guest_rbp);
-    look_up(8, false);
-    lea(guest_rsp, ptr[guest_rbp + 8]);
-    mov(guest_rbp, ptr[r10]);
+    mov(sized(r10), sized(guest_rbp));
+    look_up(word_size(), false);
+    add_to_word(guest_rsp, guest_rbp, word_size());
+    mov(sized(guest_rbp), word_at(r10));
     return true;
 }
 
@@ -290,7 +296,7 @@ bool BlockEmitter::emit_divide(const Insn& insn)
     if (size < 4) {
         return false;
     }
-    const auto sized = [size](const Xbyak::Reg64& reg) -> Xbyak::Reg {
+    const auto cut = [size](const Xbyak::Reg64& reg) -> Xbyak::Reg {
         return size == 4 ? Xbyak::Reg{reg.cvt32()} : Xbyak::Reg{reg};
     };
     if (insn.has_memory) {
@@ -320,19 +326,19 @@ bool BlockEmitter::emit_divide(const Insn& insn)
     } else {
         // A dividend of one word, and neither 0 nor -1 as divisor.
         mov(r11, guest_rax);
-        sar(sized(r11), static_cast<int>(size * 8U - 1U));
+        sar(cut(r11), static_cast<int>(size * 8U - 1U));
         compare(r11, guest_rdx);
         jne(exit_label(), T_NEAR);
         lea(r11, ptr[r10 + 1]);
-        cmp(sized(r11), 1);
+        cmp(cut(r11), 1);
         jbe(exit_label(), T_NEAR);
     }
     mov(r11, rax);
     mov(rax, guest_rax);
     if (insn.group == 6) {
-        div(sized(r10));
+        div(cut(r10));
     } else {
-        idiv(sized(r10));
+        idiv(cut(r10));
     }
     mov(guest_rax, rax);
     mov(rax, r11);

@@ -21,6 +21,9 @@ bool fits_32(std::int64_t value) noexcept
 
 bool BlockEmitter::can_address(const Insn& insn) const noexcept
 {
+    if (!is_wide_ && (op_->address_kind == AddressKind::Segmented || insn.address_size != 4)) {
+        return false;
+    }
     if (insn.base == Insn::rip) {
         return insn.address_size == 8 &&
                fits_32(insn.displacement + page_offset_ + op_->next_offset());

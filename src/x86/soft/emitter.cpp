@@ -3,13 +3,34 @@
 #include "x86/soft/emitter.hpp"
 
 #include "x86/soft/build_block.hpp"
+#include "x86/soft/native.hpp"
 #include "x86/soft/x87.hpp"
 
 namespace vmm::x86::soft {
 
+namespace {
+
+/// VEX instructions that would be others in 64-bit code: W, and the upper half of the registers in
+/// an immediate, mean nothing in 32-bit code.
+bool ignores_vex_bits(const Insn& insn) noexcept
+{
+    const bool has_register_immediate =
+        insn.map == OpcodeMap::Map0F3A && insn.opcode >= 0x4a && insn.opcode <= 0x4c;
+    return insn.vex && (vex_wide(insn) || has_register_immediate);
+}
+
+}  // namespace
+
 Xbyak::Address BlockEmitter::slot(unsigned guest_register)
 {
     return ptr[r15 + std::size_t{guest_register} * 8U];
+}
+
+void BlockEmitter::add_to_word(const Xbyak::Reg64& to,
+                               const Xbyak::Reg64& from,
+                               std::int64_t distance)
+{
+    lea(sized(to), ptr[from + static_cast<std::size_t>(distance)]);
 }
 
 Xbyak::Label& BlockEmitter::exit_label()
@@ -81,6 +102,7 @@ void BlockEmitter::emit(std::span<const std::byte> bytes, const Cpu& cpu, CodeSi
     jmp(context_.shared.edge, T_NEAR);
     body_ = getSize();
     L(start_);
+    is_wide_ = code_size == CodeSize::Bits64;
     flags_ = {false, true};
     emit_steps(bytes, cpu, code_size);
     emit_cold();
@@ -119,6 +141,17 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
 
 bool BlockEmitter::emit_step(const Insn& insn, const Op& op, const Cpu& cpu)
 {
+    if (!is_wide_ && ignores_vex_bits(insn)) {
+        return false;
+    }
+    if (!is_wide_ && insn.map == OpcodeMap::Primary) {
+        if (insn.opcode == 0x63) {
+            return false;  // ARPL
+        }
+        if ((insn.opcode & 0xf0U) == 0x40 || (insn.opcode & 0xfcU) == 0xa0) {
+            return emit_legacy(insn);
+        }
+    }
     if (is_direct_branch(insn) || (ends_block(insn) && insn.map == OpcodeMap::Primary)) {
         return emit_branch(insn, op);
     }
@@ -129,8 +162,36 @@ bool BlockEmitter::emit_step(const Insn& insn, const Op& op, const Cpu& cpu)
     if (find_form(insn, form) || find_vector_form(insn, form)) {
         return emit_form(insn, form);
     }
-    return emit_vector_zero(insn) || emit_x87(insn, op, x87_pointer_rules(cpu.cpuid)) ||
+    // 32-bit code sees other pointers in the x87 state, and VZEROALL clears half of the registers.
+    return (is_wide_ &&
+            (emit_vector_zero(insn) || emit_x87(insn, op, x87_pointer_rules(cpu.cpuid)))) ||
            emit_integer(insn);
+}
+
+/// What has no encoding of its own in 64-bit code, or not that one: INC and DEC of a register, MOV
+/// of the accumulator from and to a fixed address.
+bool BlockEmitter::emit_legacy(const Insn& insn)
+{
+    Insn general = insn;
+    if (insn.opcode < 0xa0) {
+        general.opcode = insn.operand_size == 1 ? 0xfe : 0xff;
+        general.group = (insn.opcode >> 3U) & 1U;
+        general.mod = 3;
+        general.rm = insn.opcode & 7U;
+        general.has_memory = false;
+    } else {
+        general.opcode = (insn.opcode < 0xa2 ? 0x8aU : 0x88U) | (insn.opcode & 1U);
+        general.reg = Rax;
+        general.mod = 0;
+        general.has_memory = true;
+        general.base = Insn::no_register;
+        general.index = Insn::no_register;
+        general.displacement = insn.displacement & 0xffff'ffff;
+        general.immediate = 0;
+    }
+    general.has_rex = true;  // AL in any case.
+    Form form;
+    return find_form(general, form) && emit_form(general, form);
 }
 
 /// What is rarely executed.

@@ -43,6 +43,7 @@ struct CpuLayout {
     std::size_t rip;
     std::size_t block_rip;
     std::size_t flags;
+    std::size_t rflags;
     std::size_t current;
     std::size_t tlb;
     std::size_t requests;
@@ -210,6 +211,7 @@ private:
     // emitter.cpp
     void emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
     [[nodiscard]] bool emit_step(const Insn& insn, const Op& op, const Cpu& cpu);
+    [[nodiscard]] bool emit_legacy(const Insn& insn);
     void emit_cold();
     void emit_entries();
     void interpret();
@@ -217,6 +219,19 @@ private:
     [[nodiscard]] Xbyak::Address state(std::size_t offset) { return ptr[r15 + offset]; }
     [[nodiscard]] Xbyak::Address state32(std::size_t offset) { return dword[r15 + offset]; }
     [[nodiscard]] Xbyak::Address slot(unsigned guest_register);
+    /// Bytes of a stack slot, and of what an indirect branch reads.
+    [[nodiscard]] unsigned word_size() const noexcept { return is_wide_ ? 8 : 4; }
+    /// The register as wide as that: a 32-bit result clears the rest.
+    [[nodiscard]] Xbyak::Reg sized(const Xbyak::Reg64& reg) const
+    {
+        return is_wide_ ? Xbyak::Reg{reg} : Xbyak::Reg{reg.cvt32()};
+    }
+    [[nodiscard]] Xbyak::Address word_at(const Xbyak::RegExp& address)
+    {
+        return is_wide_ ? qword[address] : dword[address];
+    }
+    /// `to` = `from` + `distance`, which is that wide.
+    void add_to_word(const Xbyak::Reg64& to, const Xbyak::Reg64& from, std::int64_t distance);
     [[nodiscard]] Xbyak::Label& exit_label();
     /// The guest's register in a host register: its own, or `scratch`, loaded.
     [[nodiscard]] Xbyak::Reg64 load(unsigned guest_register, const Xbyak::Reg64& scratch);
@@ -264,6 +279,7 @@ private:
     [[nodiscard]] bool emit_compare_exchange(const Insn& insn);
     [[nodiscard]] bool emit_byte_swap(const Insn& insn);
     [[nodiscard]] bool emit_leave(const Insn& insn);
+    [[nodiscard]] bool emit_string(const Insn& insn);  // emit_string.cpp
     [[nodiscard]] bool emit_accumulator(const Insn& insn);
 
     // Branches (emit_branch.cpp).
@@ -286,6 +302,7 @@ private:
     const CpuLayout& layout_;
     Block& block_;
     std::int32_t page_offset_;
+    bool is_wide_{};  ///< 64-bit code; else flat 32-bit code.
     std::vector<Step> steps_;
     std::size_t step_{};  ///< The one being emitted.
     const Op* op_{};

@@ -28,6 +28,7 @@ CpuLayout::CpuLayout(const Cpu& cpu) noexcept
     : rip(distance(cpu, &cpu.rip)),
       block_rip(distance(cpu, &cpu.gpr[block_rip_slot / 8])),
       flags(distance(cpu, &cpu.arithmetic_flags)),
+      rflags(distance(cpu, &cpu.rflags)),
       current(distance(cpu, &cpu.current)),
       tlb(distance(cpu, &cpu.tlb)),
       requests(distance(cpu, &cpu.requests)),

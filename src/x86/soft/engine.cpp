@@ -38,9 +38,6 @@ public:
             cpuid_.assign(entries.begin(), entries.end());
             cpu_.blocks->clear();
         }
-        if (std::exchange(smm_, cpu_.smm) != cpu_.smm) {
-            cpu_.blocks->clear();  // The same addresses are other memory now.
-        }
         cpu_.state_changed();
         loop_.state_changed();
     }
@@ -157,7 +154,6 @@ private:
     Cpu cpu_;
     RunLoop loop_;
     std::vector<CpuidEntry> cpuid_;  ///< What blocks have been decoded for.
-    bool smm_{};                     ///< Blocks are of the memory that is seen in SMM.
     bool exit_left_{};               ///< `complete_pending()` has met an exit for the next enter().
 };
 

@@ -63,7 +63,7 @@ template <typename T, bool Immediate>
         } else if (op.address_size == 2) {
             address &= 0xffffU;
         }
-        if (op.address_kind == AddressKind::Segmented) {
+        if (op.address_kind == AddressKind::Segmented || op.address_kind == AddressKind::Flat32) {
             return segmented_address(cpu, segment_of(op), address, sizeof(T), access);
         }
         return op.address_kind == AddressKind::Based64 ? address + cpu.seg[op.segment].base

@@ -168,6 +168,9 @@ Handler select_extend(const Insn& insn, Op& op)
     if (op.address_kind == AddressKind::Segmented) {
         return segmented_address(cpu, segment_of(op), op.immediate, size, access);
     }
+    if (op.address_kind == AddressKind::Flat32) {
+        return flat_address(cpu, segment_of(op), op.immediate, size, access);
+    }
     return op.immediate;
 }
 

@@ -219,6 +219,23 @@ template <typename T>
                                               std::size_t size,
                                               Access access);
 
+/// Whether 32-bit code runs in segments that are as good as none: CS, DS, ES and SS begin at 0, end
+/// at 4 GiB, and the last three can be written to.
+[[nodiscard]] bool is_flat(const Cpu& cpu) noexcept;
+
+/// The linear address of `offset` in a segment of flat code.
+[[nodiscard, gnu::always_inline]] inline std::uint64_t flat_address(Cpu& cpu,
+                                                                    SegmentIndex segment,
+                                                                    std::uint64_t offset,
+                                                                    std::size_t size,
+                                                                    Access access)
+{
+    if (offset + size <= std::uint64_t{1} << 32U) [[likely]] {
+        return offset;
+    }
+    return segmented_address(cpu, segment, offset, size, access);
+}
+
 template <typename T>
 [[nodiscard, gnu::always_inline]] inline T& gpr_at(Cpu& cpu, std::uint8_t byte_offset) noexcept
 {
@@ -254,7 +271,10 @@ template <typename T>
     if (op.address_kind == AddressKind::Based64) {
         return address + cpu.seg[op.segment].base;
     }
-    return segmented_address(cpu, static_cast<SegmentIndex>(op.segment), address, size, access);
+    const auto segment = static_cast<SegmentIndex>(op.segment);
+    return op.address_kind == AddressKind::Flat32
+               ? flat_address(cpu, segment, address, size, access)
+               : segmented_address(cpu, segment, address, size, access);
 }
 
 }  // namespace vmm::x86::soft

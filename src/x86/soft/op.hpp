@@ -26,6 +26,7 @@ enum class AddressKind : std::uint8_t {
     Flat64,     ///< 64-bit code, no FS/GS: linear is effective.
     Based64,    ///< 64-bit code with FS or GS: base added.
     Segmented,  ///< 16- and 32-bit code: base, limit and type apply.
+    Flat32,     ///< 32-bit code, a segment that has all of 4 GiB: linear is effective.
 };
 
 struct Op {
@@ -70,6 +71,7 @@ struct SelectContext {
     CodeSize code_size{};
     bool protected_mode{};  ///< CR0.PE and not virtual-8086.
     bool virtual_8086{};
+    bool flat{};  ///< 32-bit code whose CS, DS, ES and SS have all of 4 GiB (`is_flat`).
 };
 
 /// Each knows a part of the instruction set: returns null for what is not its own.  The block

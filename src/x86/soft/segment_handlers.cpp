@@ -26,11 +26,19 @@ const Op* mov_from_segment(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
+/// Ends an instruction that has loaded DS, ES, FS or GS: what follows may be decoded for flat
+/// segments, or for others.
+const Op* next_in_segments(Cpu& cpu, const Op* op, bool was_flat)
+{
+    return is_flat(cpu) == was_flat ? next(cpu, op) : leave(cpu, op);
+}
+
 template <bool Memory>
 const Op* mov_to_segment(Cpu& cpu, const Op* op)
 {
+    const bool was_flat = is_flat(cpu);
     load_segment(cpu, static_cast<SegmentIndex>(op->extra), load_rm16<Memory>(cpu, *op));
-    return next(cpu, op);
+    return next_in_segments(cpu, op, was_flat);
 }
 
 /// SDM Vol. 2B "MOV": interrupts are held back until after the next instruction.
@@ -81,8 +89,9 @@ void do_pop_segment(Cpu& cpu, const Op& op)
 
 const Op* pop_segment(Cpu& cpu, const Op* op)
 {
+    const bool was_flat = is_flat(cpu);
     do_pop_segment(cpu, *op);
-    return next(cpu, op);
+    return next_in_segments(cpu, op, was_flat);
 }
 
 const Op* pop_ss(Cpu& cpu, const Op* op)
@@ -113,8 +122,9 @@ void do_load_far_pointer(Cpu& cpu, const Op& op)
 
 const Op* load_far_pointer(Cpu& cpu, const Op* op)
 {
+    const bool was_flat = is_flat(cpu);
     do_load_far_pointer(cpu, *op);
-    return next(cpu, op);
+    return next_in_segments(cpu, op, was_flat);
 }
 
 Handler select_move(const Insn& insn, Op& op)

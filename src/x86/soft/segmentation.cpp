@@ -343,6 +343,23 @@ std::uint64_t segmented_address(Cpu& cpu,
     return (used.base + offset) & 0xffff'ffffU;
 }
 
+bool is_flat(const Cpu& cpu) noexcept
+{
+    if (cpu.code_size != CodeSize::Bits32 || !cpu.protected_mode() || cpu.virtual_8086()) {
+        return false;
+    }
+    const auto has_all = [](const Segment& segment) {
+        return segment.unusable == 0U && segment.base == 0U && segment.limit == 0xffff'ffffU;
+    };
+    const auto is_plain = [&](const Segment& segment) {
+        constexpr auto kind =
+            segment_type::code | segment_type::writable | segment_type::expand_down;
+        return has_all(segment) && (segment.type & kind) == segment_type::writable;
+    };
+    return has_all(cpu.seg[Cs]) && is_plain(cpu.seg[Ds]) && is_plain(cpu.seg[Es]) &&
+           is_plain(cpu.seg[Ss]) && cpu.seg[Ss].db != 0U;
+}
+
 StackPointer task_stack(Cpu& cpu, unsigned level, std::uint32_t ext)
 {
     const Segment& task = cpu.tr;

@@ -46,10 +46,65 @@ void move_one(Cpu& cpu, const Op& op, StringOperands& operands)
     operands.advance_destination(1, sizeof(T));
 }
 
-/// As many of `count` elements as lie in one page each, upwards; 0 where it must go one by one.
+/// Downwards from the elements at `to` and `from`.
+template <typename T>
+void copy_backward(std::byte* to, const std::byte* from, std::size_t elements) noexcept
+{
+    // SAFETY: compared only; the pages may be the same.
+    const std::uintptr_t behind =
+        reinterpret_cast<std::uintptr_t>(from) - reinterpret_cast<std::uintptr_t>(to);
+    using Word = std::uint64_t;
+    if (behind - 1 >= sizeof(Word) - 1) {
+        // What is read has not been written to by the word before, or is not to be seen.
+        constexpr std::size_t per_word = sizeof(Word) / sizeof(T);
+        for (; elements >= per_word; elements -= per_word) {
+            to -= sizeof(Word) - sizeof(T);
+            from -= sizeof(Word) - sizeof(T);
+            store_host<Word>(to, load_host<Word>(from));
+            to -= sizeof(T);
+            from -= sizeof(T);
+        }
+    }
+    for (; elements != 0; --elements) {
+        store_host<T>(to, load_host<T>(from));
+        to -= sizeof(T);
+        from -= sizeof(T);
+    }
+}
+
+/// `move_chunk`, downwards.
+template <typename T>
+std::uint64_t move_down(Cpu& cpu, const Op& op, StringOperands& operands, std::uint64_t count)
+{
+    const SegmentIndex segment = segment_of(op);
+    const std::uint64_t from = operands.linear(segment, operands.source(), sizeof(T), Access::Read);
+    std::uint64_t elements = operands.downward(segment, operands.source(), from, count, sizeof(T));
+    std::size_t size = sizeof(T);
+    const std::byte* const source =
+        elements < 2 ? nullptr : direct_run(cpu, segment, from, size, Access::Read);
+    if (source == nullptr) {
+        return 0;
+    }
+    const std::uint64_t to = operands.linear(Es, operands.destination(), sizeof(T), Access::Write);
+    elements = operands.downward(Es, operands.destination(), to, elements, sizeof(T));
+    std::byte* const destination =
+        elements < 2 ? nullptr : direct_run(cpu, Es, to, size, Access::Write);
+    if (destination == nullptr) {
+        return 0;
+    }
+    copy_backward<T>(destination, source, elements);
+    operands.advance_source(elements, sizeof(T));
+    operands.advance_destination(elements, sizeof(T));
+    return elements;
+}
+
+/// As many of `count` elements as lie in one page each; 0 where it must go one by one.
 template <typename T>
 std::uint64_t move_chunk(Cpu& cpu, const Op& op, StringOperands& operands, std::uint64_t count)
 {
+    if (operands.backward()) {
+        return move_down<T>(cpu, op, operands, count);
+    }
     const SegmentIndex segment = segment_of(op);
     const std::uint64_t page_elements = std::min<std::uint64_t>(count, 4096 / sizeof(T));
     std::uint64_t elements =
@@ -101,6 +156,9 @@ void store_one(Cpu& cpu, const Op& /*op*/, StringOperands& operands)
 template <typename T>
 std::uint64_t store_chunk(Cpu& cpu, const Op& /*op*/, StringOperands& operands, std::uint64_t count)
 {
+    if (operands.backward()) {
+        return 0;
+    }
     const std::uint64_t elements = operands.upward(
         Es, operands.destination(), std::min<std::uint64_t>(count, 4096 / sizeof(T)), sizeof(T));
     if (elements < 2) {
@@ -152,7 +210,7 @@ template <One Single, Chunk Many>
             return true;
         }
         std::uint64_t done = 0;
-        if (may_repeat(cpu) && !operands.backward()) {
+        if (may_repeat(cpu)) {
             done = Many(cpu, op, operands, count);
         }
         if (done == 0) {

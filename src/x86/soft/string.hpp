@@ -48,6 +48,9 @@ public:
         if (op_.address_kind == AddressKind::Segmented) {
             return segmented_address(cpu_, segment, offset, bytes, access);
         }
+        if (op_.address_kind == AddressKind::Flat32) {
+            return flat_address(cpu_, segment, offset, bytes, access);
+        }
         return segment == Fs || segment == Gs ? offset + cpu_.seg[segment].base : offset;
     }
 
@@ -69,6 +72,23 @@ public:
         }
         const std::uint64_t room = (last - offset) / size + ((last - offset) % size == size - 1);
         return std::clamp<std::uint64_t>(room, 1, std::max<std::uint64_t>(elements, 1));
+    }
+
+    /// As `upward`, downwards from the element at `offset`, whose linear address is `linear`: those
+    /// in its page; 0 where it must go one by one.
+    [[nodiscard]] std::uint64_t downward(SegmentIndex segment,
+                                         std::uint64_t offset,
+                                         std::uint64_t linear,
+                                         std::uint64_t elements,
+                                         std::size_t size) const noexcept
+    {
+        const std::uint64_t in_page = linear & 0xfffU;
+        const bool expand_down = (cpu_.seg[segment].type & 0xcU) == 4;
+        if (in_page + size > 0x1000 ||
+            (op_.address_kind == AddressKind::Segmented && expand_down)) {
+            return 0;
+        }
+        return std::min({elements, in_page / size + 1, offset / size + 1});
     }
 
 private:

@@ -147,7 +147,7 @@ void Translator::disturb()
     }
 }
 
-void Translator::translate(Block& block, std::span<const std::byte> bytes)
+void Translator::translate(Block& block, std::span<const std::byte> bytes, CodeSize code_size)
 {
     fpu_release(cpu_);
     check_owner();
@@ -164,7 +164,7 @@ void Translator::translate(Block& block, std::span<const std::byte> bytes)
         try {
             std::uint8_t* const code = memory_.writable() + used_;
             BlockEmitter emitter{context_, code, memory_.size() - used_, block};
-            emitter.emit(bytes, cpu_, CodeSize::Bits64);
+            emitter.emit(bytes, cpu_, code_size);
             commit(block, emitter, code);
             return;
         } catch (const Xbyak::Error& error) {

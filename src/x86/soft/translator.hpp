@@ -36,8 +36,8 @@ public:
     Translator& operator=(Translator&&) = delete;
     ~Translator();
 
-    /// The first handler of a block that may become hot: @pre `block` is fit (64-bit code, in one
-    /// page, decoded without limits).
+    /// The first handler of a block that may become hot: @pre `block` is fit (64-bit or flat 32-bit
+    /// code, in one page, decoded without limits).
     static void prepare(Block& block) noexcept;
     /// Where translated code goes for `block`.
     [[nodiscard]] const void* code_of(const Block& block) const noexcept;
@@ -45,7 +45,7 @@ public:
     [[nodiscard]] std::size_t size() const noexcept { return translated_.size(); }
 
     /// @param bytes  of its instructions.
-    void translate(Block& block, std::span<const std::byte> bytes);
+    void translate(Block& block, std::span<const std::byte> bytes, CodeSize code_size);
     /// The block dies.
     void drop(Block& block) noexcept;
     /// After fork() the memory is the parent's: starts anew.  To be called before guest code runs.

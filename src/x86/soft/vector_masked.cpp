@@ -54,7 +54,7 @@ std::uint64_t element_address(Cpu& cpu,
                               Access access)
 {
     std::uint64_t address = effective_address(cpu, op) + offset;
-    if (op.address_kind == AddressKind::Segmented) {
+    if (op.address_kind == AddressKind::Segmented || op.address_kind == AddressKind::Flat32) {
         address &= op.address_size == 2 ? 0xffffU : 0xffff'ffffU;
         return segmented_address(cpu, static_cast<SegmentIndex>(op.segment), address, size, access);
     }
