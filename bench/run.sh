@@ -60,9 +60,11 @@ raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
 
 if [[ -n $machine ]]; then
+    modules="kvm_intel vmm_helper"
+    [[ $machine == vmx ]] || modules="kvm_amd vmm_helper"
     say "==> measuring inside the $machine machine"
     # The file goes over a serial line: its end tells that all of it came.
-    tests/hardware.sh "$machine" -- build/release/bin/vmm-bench --benchmark_repetitions=3 --benchmark_min_time=0.02 \
+    tests/hardware.sh "$machine" --modules "$modules" -- build/release/bin/vmm-bench --benchmark_repetitions=3 --benchmark_min_time=0.02 \
         --benchmark_filter=-thousand_vms \
         --benchmark_format=json '2>/tmp/engines && echo && sed "s/^/engines: /" /tmp/engines' |
         tee "$raw/output" | sed -un 's/^ *"run_name": "\([^"]*\)".*/    \1/p' | stdbuf -oL uniq >&2

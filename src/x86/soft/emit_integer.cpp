@@ -9,10 +9,6 @@ namespace vmm::x86::soft {
 
 namespace {
 
-const Xbyak::Reg64 guest_rax{host_register[Rax]};
-const Xbyak::Reg64 guest_rdx{host_register[Rdx]};
-const Xbyak::Reg64 guest_rbp{host_register[Rbp]};
-
 bool is_high_byte(const Insn& insn, unsigned number) noexcept
 {
     return !insn.has_rex && number >= 4 && number < 8;

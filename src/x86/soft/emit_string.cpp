@@ -11,10 +11,6 @@ namespace vmm::x86::soft {
 
 namespace {
 
-const Xbyak::Reg64 guest_rax{host_register[Rax]};
-const Xbyak::Reg64 guest_rsi{host_register[Rsi]};
-const Xbyak::Reg64 guest_rdi{host_register[Rdi]};
-
 Xbyak::Reg part(const Xbyak::Reg64& reg, std::size_t size)
 {
     switch (size) {

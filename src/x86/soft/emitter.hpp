@@ -92,7 +92,12 @@ inline constexpr std::uint8_t spilled = 0xff;
 /// use a register.
 inline constexpr std::array<std::uint8_t, 16> host_register{
     8, 1, 2, 3, 9, 5, 6, 7, spilled, spilled, spilled, spilled, 12, 13, 14, spilled};
+inline const Xbyak::Reg64 guest_rax{host_register[Rax]};
+inline const Xbyak::Reg64 guest_rdx{host_register[Rdx]};
 inline const Xbyak::Reg64 guest_rsp{host_register[Rsp]};
+inline const Xbyak::Reg64 guest_rbp{host_register[Rbp]};
+inline const Xbyak::Reg64 guest_rsi{host_register[Rsi]};
+inline const Xbyak::Reg64 guest_rdi{host_register[Rdi]};
 
 /// How an instruction uses an operand.
 enum class Use : std::uint8_t { None, Read, Write, ReadWrite };
