@@ -100,6 +100,7 @@ enum class Capability : std::uint32_t {
     SignalMsi = 77,
     ReadonlyMem = 81,
     IrqfdResample = 82,
+    DeviceCtrl = 89,
     IoapicPolarityIgnored = 97,
     IoeventfdNoLength = 100,
     X86Smm = 117,

@@ -25,6 +25,8 @@
 
 namespace vmm {
 
+class VmDevice;
+
 namespace core {
 class VmCore;
 }
@@ -238,6 +240,14 @@ public:
     /// KVM_CAP_X86_USER_SPACE_MSR: which accesses leave with `MsrRead` and `MsrWrite`; none at
     /// first.
     void set_msr_exits(const x86::MsrExits& exits) noexcept;
+
+    // --- Devices of the device API.
+
+    /// KVM_CREATE_DEVICE: makes a device of a type that this process knows (`vmm/vm_device.hpp`).
+    ///
+    /// @return ENODEV for another type, EBUSY for a second one where one is all a VM can have, or
+    /// what making it gives.
+    [[nodiscard]] Result<std::shared_ptr<VmDevice>> create_device(std::uint32_t type);
 
     // --- vCPUs.
 

@@ -12,3 +12,4 @@
 #include "vmm/statistics.hpp"
 #include "vmm/vcpu.hpp"
 #include "vmm/vm.hpp"
+#include "vmm/vm_device.hpp"

@@ -116,6 +116,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::InternalErrorData:
     case Capability::KvmclockCtrl:
     case Capability::IrqfdResample:
+    case Capability::DeviceCtrl:
     case Capability::IoapicPolarityIgnored:
     case Capability::IoeventfdNoLength:
     case Capability::SplitIrqchip:

@@ -164,6 +164,11 @@ Result<void> Vm::set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes)
     return core_->set_gsi_routing(routes);
 }
 
+Result<std::shared_ptr<VmDevice>> Vm::create_device(std::uint32_t type)
+{
+    return core_->devices.create(type, Vm{core_});
+}
+
 Result<Vcpu> Vm::create_vcpu(std::uint32_t id)
 {
     VMM_TRY(auto vcpu, core_->create_vcpu(id));

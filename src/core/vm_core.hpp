@@ -16,6 +16,7 @@
 #include "core/engines.hpp"
 #include "core/guest_physical.hpp"
 #include "core/irqfds.hpp"
+#include "core/vm_devices.hpp"
 #include "core/write_sinks.hpp"
 #include "vmm/bus/io_bus.hpp"
 #include "vmm/event_loop.hpp"
@@ -149,6 +150,7 @@ public:
     MmioBus mmio_bus;
     WriteSinks<Port> port_sinks{bus::CoalescedKind::Pio};
     WriteSinks<Gpa> mmio_sinks{bus::CoalescedKind::Mmio};
+    VmDevices devices;
 
 private:
     [[nodiscard]] Result<void> tell_engine_of_memory();

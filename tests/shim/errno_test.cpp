@@ -356,9 +356,6 @@ TEST(VmErrno, CapabilitiesAddressesAndVcpus)
     kvm_enable_cap enable{};
     enable.cap = 9999;
     EXPECT_EQ(call(guest.vm(), KVM_ENABLE_CAP, &enable), -EINVAL);
-    kvm_create_device device{};
-    device.type = 99;
-    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), -ENODEV);
     EXPECT_EQ(call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), 1);
     EXPECT_EQ(call(guest.vm(), KVM_SET_TSS_ADDR, 0xfffb'd000), 0);
     EXPECT_EQ(call(guest.vm(), KVM_SET_TSS_ADDR, 0xffff'e000), -EINVAL);
@@ -371,6 +368,62 @@ TEST(VmErrno, CapabilitiesAddressesAndVcpus)
     EXPECT_EQ(call(other.get(), KVM_SET_IDENTITY_MAP_ADDR, &address), 0);
     const Descriptor vcpu{call(other.get(), KVM_CREATE_VCPU)};
     EXPECT_EQ(call(other.get(), KVM_CREATE_IRQCHIP), -EINVAL);
+}
+
+TEST(VmErrno, Devices)
+{
+    const Guest guest;
+    kvm_create_device device{};
+    device.type = 99;
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), -ENODEV);
+    device.flags = KVM_CREATE_DEVICE_TEST;
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), -ENODEV);
+    device.type = KVM_DEV_TYPE_FSL_MPIC_20;
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), -ENODEV);
+    device.type = KVM_DEV_TYPE_VFIO;
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), 0);
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, 1UL), -EFAULT);
+    device.flags = 0;
+    ASSERT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), 0) << "a test makes none";
+    Descriptor vfio{static_cast<long>(device.fd)};
+    EXPECT_EQ(FileTable::instance().find(vfio.get())->link_name(), "anon_inode:kvm-vfio");
+    EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), -EBUSY);
+    vfio.reset();
+    ASSERT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), 0);
+    const Descriptor again{static_cast<long>(device.fd)};
+    EXPECT_EQ(call(again.get(), KVM_RUN), -ENOTTY);
+    EXPECT_EQ(FileTable::instance().find(again.get())->may_map(4096, PROT_READ, MAP_SHARED, 0),
+              -ENODEV);
+}
+
+TEST(DeviceErrno, AttributesOfVfio)
+{
+    const Guest guest;
+    kvm_create_device device{};
+    device.type = KVM_DEV_TYPE_VFIO;
+    ASSERT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), 0);
+    const Descriptor vfio{static_cast<long>(device.fd)};
+    const auto ask = [&](unsigned long request, unsigned group, unsigned number, const void* at) {
+        const kvm_device_attr attribute{0, group, number, reinterpret_cast<__u64>(at)};
+        return call(vfio.get(), request, &attribute);
+    };
+    int group = -1;
+    for (const unsigned number : {1U, 2U}) {
+        EXPECT_EQ(ask(KVM_HAS_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, number, nullptr), 0);
+        EXPECT_EQ(ask(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, number, nullptr), -EFAULT);
+        EXPECT_EQ(ask(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, number, &group), -EBADF);
+        EXPECT_EQ(ask(KVM_GET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, number, &group), -EPERM);
+    }
+    EXPECT_EQ(
+        ask(KVM_HAS_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_SET_SPAPR_TCE, nullptr),
+        -ENXIO);
+    EXPECT_EQ(ask(KVM_SET_DEVICE_ATTR, 9, KVM_DEV_VFIO_GROUP_ADD, nullptr), -ENXIO);
+    group = guest.vm();
+    EXPECT_EQ(ask(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, &group),
+              -EINVAL);
+    EXPECT_EQ(ask(KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_DEL, &group),
+              -ENOENT);
+    EXPECT_EQ(call(vfio.get(), KVM_SET_DEVICE_ATTR, 1UL), -EFAULT);
 }
 
 TEST(VcpuErrno, StateOfReset)

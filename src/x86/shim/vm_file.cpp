@@ -17,6 +17,7 @@
 #include "x86/shim/library_scope.hpp"
 #include "x86/shim/statistics_file.hpp"
 #include "x86/shim/system_file.hpp"
+#include "x86/shim/vm_device_file.hpp"
 
 namespace vmm::shim {
 namespace {
@@ -163,12 +164,6 @@ long set_clock(VmFile& file, const kvm_clock_data& wanted)
     return 0;
 }
 
-/// There are no devices of the device API on x86 but VFIO's, which needs the kernel.
-long create_device(VmFile& /*file*/, const kvm_create_device& /*wanted*/)
-{
-    return -ENODEV;
-}
-
 /// The numbers live as long as the descriptor, as KVM's do.
 long get_stats_fd(VmFile& file, unsigned long /*argument*/)
 {
@@ -193,7 +188,7 @@ constexpr Row<VmFile> rows[] = {
     {KVM_GET_NR_MMU_PAGES, "KVM_GET_NR_MMU_PAGES", get_nr_mmu_pages},
     {KVM_GET_CLOCK, "KVM_GET_CLOCK", writes<get_clock>},
     {KVM_SET_CLOCK, "KVM_SET_CLOCK", reads<set_clock>},
-    {KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE", reads<create_device>},
+    {KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE", updates<create_device>},
     {KVM_GET_STATS_FD, "KVM_GET_STATS_FD", get_stats_fd},
 };
 
