@@ -5,9 +5,11 @@
 
 #pragma once
 
+#include <array>
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -91,6 +93,23 @@ public:
         }
         vcpus_.push_back(std::move(vcpu));
         return true;
+    }
+
+    /// What this KVM supports, for the first vCPU.
+    [[nodiscard]] bool set_cpuid() const
+    {
+        // The header's kvm_cpuid2 has another size in C++ than in C.
+        struct Table {
+            std::uint32_t count{256};
+            std::uint32_t padding{};
+            std::array<kvm_cpuid_entry2, 256> entries{};
+        };
+        constexpr std::size_t header = 8;
+        const auto table = std::make_unique<Table>();
+        return ::ioctl(kvm_.get(), _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0x05, header),
+                       table.get()) == 0 &&
+               ::ioctl(vcpus_.front().fd.get(), _IOC(_IOC_WRITE, KVMIO, 0x90, header),
+                       table.get()) == 0;
     }
 
     /// KVM_RUN of a vCPU: 0, or -1 with EINTR after a kick.

@@ -31,6 +31,7 @@ tests/hardware.sh svm|vmx [OPTION…] -- COMMAND…
                      vmm_helper is the helper of this tree, built for the machine's kernel
   --file FILE        a file to have in the machine, below /vmm; a program with its libraries.  Repeatable.
   --console FILE     where the kernel's console goes (discarded)
+  --count            an instruction is a tick of the TSC in the svm machine (as it is in the vmx machine): slower
   --timeout SECONDS  the most it may take (svm 600, vmx 3600)
 
 COMMAND is a line for the machine's shell.  Its first word, if it is a program here, is taken along like a --file.
@@ -54,7 +55,13 @@ cpus=2
 memory=1024
 files=()
 console=/dev/null
+threads=(-accel tcg,thread=multi)
 while [[ $# -gt 0 && $1 != -- ]]; do
+    if [[ $1 == --count ]]; then
+        threads=(-accel tcg -icount shift=0,sleep=off)
+        shift
+        continue
+    fi
     [[ $# -ge 2 ]] || die "$1 is no option with a value; see --help"
     case $1 in
     --cpus) cpus=$2 ;;
@@ -152,7 +159,7 @@ output=$work/output
 : >"$output"
 
 run_svm() {
-    timeout "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -m "$memory" -smp "$cpus" \
+    timeout "$seconds" qemu-system-x86_64 "${threads[@]}" -cpu EPYC,+svm,+npt -m "$memory" -smp "$cpus" \
         -kernel "$kernel" -initrd "$work/initrd" -append "$append" -nodefaults -display none -no-reboot \
         -serial "file:$console" -serial "file:$output" </dev/null 2>"$work/qemu.log" # Mostly what TCG does without.
 }

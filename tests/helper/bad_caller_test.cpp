@@ -118,7 +118,7 @@ void mutate(vmm_vcpu_area& area, Vendor& vendor, Random& random)
 {
     auto* const bytes = reinterpret_cast<unsigned char*>(&area);
     switch (random() % 8U) {
-    case 0: bytes[random() % 0x298U] ^= static_cast<unsigned char>(1U << (random() % 8U)); break;
+    case 0: bytes[random() % 0x2a0U] ^= static_cast<unsigned char>(1U << (random() % 8U)); break;
     case 1: area.rip = random() % 0x1'0000U; break;
     case 2: area.gpr[random() % 16U] = random(); break;
     case 3: vendor.event_inj = 0x8000'0000U | (word(random) & 0xfffU); break;
@@ -136,9 +136,9 @@ void mutate(vmm_vcpu_area& area, Vendor& vendor, Random& random)
 
 int random_call(Caller& c, Random& random)
 {
-    static constexpr unsigned long requests[] = {VMM_GET_INFO,   VMM_CREATE_VM,  VMM_CREATE_VCPU,
-                                                 VMM_SET_REGION, VMM_TAKE_DIRTY, VMM_RUN,
-                                                 VMM_KICK,       VMM_FETCH,      0};
+    static constexpr unsigned long requests[] = {
+        VMM_GET_INFO, VMM_CREATE_VM, VMM_CREATE_VCPU, VMM_SET_REGION, VMM_TAKE_DIRTY,
+        VMM_RUN,      VMM_KICK,      VMM_FETCH,       VMM_SET_CPUID,  0};
     const UniqueFd* const descriptors[] = {&c.device, &c.vm, &c.vcpu};
     std::uint32_t buffer[16];
     for (std::uint32_t& each : buffer) {

@@ -168,6 +168,9 @@ private:
             word = 0;
         }
         svm.intercepts[3] = 1U << 24U;
+        for (std::uint32_t& word : svm.small_exits) {
+            word = 0;
+        }
         svm.int_ctl = svm.int_vector = svm.int_state = 0;
     }
     void reset_vmx()

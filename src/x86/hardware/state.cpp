@@ -5,7 +5,9 @@
 /// is the same on both vendors' hardware.
 
 #include <algorithm>
+#include <cstring>
 
+#include "x86/cpuid_answer.hpp"
 #include "x86/hardware/fields.hpp"
 #include "x86/hardware/vcpu.hpp"
 
@@ -72,6 +74,9 @@ DescriptorTable table_of(const vmm_segment& field) noexcept
 CpuState& HardwareVcpu::state(StateGroup current) noexcept
 {
     const StateGroup missing = current - current_;
+    if (missing == StateGroup::None) {
+        return state_;
+    }
     current_ = current_ | current;
     if (has(missing, StateGroup::Registers)) {
         load_registers();
@@ -101,7 +106,7 @@ void HardwareVcpu::state_changed(StateGroup changed) noexcept
 
 void HardwareVcpu::load_registers() noexcept
 {
-    std::copy(std::begin(area_->gpr), std::end(area_->gpr), state_.gpr.begin());
+    std::memcpy(state_.gpr.data(), area_->gpr, sizeof area_->gpr);
     state_.rip = area_->rip;
     state_.rflags = area_->rflags;
     load_shadows();
@@ -111,9 +116,9 @@ void HardwareVcpu::load_registers() noexcept
 void HardwareVcpu::load_event() noexcept
 {
     using F = EventField;
-    const EventWords words = event_words();
-    const F field{words.event};
+    const F field{words_.event};
     state_.inject.reset();
+    held_event_.reset();
     if (field.get(F::valid)) {
         Event event{};
         event.vector = static_cast<std::uint8_t>(field.get(F::vector));
@@ -127,15 +132,14 @@ void HardwareVcpu::load_event() noexcept
         default:
             event.kind = EventKind::HardwareException;
             event.has_error_code = field.get(F::has_error_code);
-            event.error_code = event.has_error_code ? words.error : 0;
+            event.error_code = event.has_error_code ? words_.error : 0;
             if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
-                event.payload = words.cr2;
+                event.payload = words_.cr2;
             }
             break;
         }
-        state_.inject = event;
+        state_.inject = held_event_ = event;
     }
-    held_event_ = state_.inject;
 }
 
 // --- To the area.
@@ -161,11 +165,47 @@ void HardwareVcpu::store() noexcept
         store_msrs();
     }
     store_controls();
+    store_cpuid();
+}
+
+/// The helper's answers to CPUID, where the leaves, or what they follow, have changed.  XCR0 and
+/// the bits of CR4 change by the emulator alone, so they are current whatever groups are.
+void HardwareVcpu::store_cpuid() noexcept
+{
+    constexpr std::uint64_t bits = Cr4::OSXSAVE.mask | Cr4::PKE.mask;
+    const CpuidKey key{state_.cr4 & bits, state_.xcr0, state_.xss, host_.apic_base()};
+    if (key == cpuid_key_ && !cpuid_changed_) {
+        return;
+    }
+    cpuid_key_ = key;
+    cpuid_changed_ = false;
+    const auto entries = state_.cpuid.entries().first(cpuid_leaves_.size());
+    std::transform(entries.begin(), entries.end(), cpuid_leaves_.begin(), [&](const auto& entry) {
+        const CpuidEntry now = answer_cpuid(state_, key.apic_base, entry.function, entry.index);
+        const bool is_indexed = (entry.flags & CpuidEntry::significant_index) != 0;
+        return vmm_cpuid_leaf{entry.function,
+                              entry.index,
+                              is_indexed ? VMM_CPUID_INDEXED : 0U,
+                              now.eax,
+                              now.ebx,
+                              now.ecx,
+                              now.edx,
+                              0};
+    });
+    vmm_cpuid table{};
+    table.count = static_cast<std::uint32_t>(cpuid_leaves_.size());
+    // SAFETY: an address as the helper wants it, an integer.
+    table.leaves = reinterpret_cast<std::uintptr_t>(cpuid_leaves_.data());
+    if (helper_ioctl(fd_.get(), VMM_SET_CPUID, &table) != 0) {
+        // Better none than those of before: the emulator answers.
+        table.count = 0;
+        static_cast<void>(helper_ioctl(fd_.get(), VMM_SET_CPUID, &table));
+    }
 }
 
 void HardwareVcpu::store_registers() noexcept
 {
-    std::copy_n(state_.gpr.begin(), 16, std::begin(area_->gpr));
+    std::memcpy(area_->gpr, state_.gpr.data(), sizeof area_->gpr);
     area_->rip = state_.rip;
     area_->rflags = state_.rflags;
     store_shadows();
@@ -174,7 +214,6 @@ void HardwareVcpu::store_registers() noexcept
 void HardwareVcpu::store_event() noexcept
 {
     using F = EventField;
-    const EventWords words = event_words();
     F field{0};
     if (state_.inject) {
         const Event& event = *state_.inject;
@@ -187,7 +226,7 @@ void HardwareVcpu::store_event() noexcept
         }
         field = field.with(F::valid, true).with(F::type, type).with(F::vector, event.vector);
         field = field.with(F::has_error_code, event.has_error_code);
-        words.error = event.error_code;
+        words_.error = event.error_code;
         // Hardware injects what it is told to; the exception's registers are the software's.
         if (event.kind == EventKind::HardwareException && state_.inject != held_event_) {
             if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
@@ -204,7 +243,7 @@ void HardwareVcpu::store_event() noexcept
             }
         }
     }
-    words.event = static_cast<std::uint32_t>(field.raw());
+    words_.event = static_cast<std::uint32_t>(field.raw());
 }
 
 /// MSRs that the hardware, or the helper, switches are the guest's own, unless the caller's filter

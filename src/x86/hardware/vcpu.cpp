@@ -25,13 +25,16 @@ Result<VcpuParts> VcpuParts::create(std::shared_ptr<HelperVm> vm, std::uint32_t 
     return VcpuParts{std::move(vm), std::move(fd), std::move(area)};
 }
 
-HardwareVcpu::HardwareVcpu(VcpuParts parts, VcpuHost& host)
+HardwareVcpu::HardwareVcpu(VcpuParts parts,
+                           VcpuHost& host,
+                           EventWords (*words)(vmm_vcpu_area& area))
     : vm_{std::move(parts.vm)},
       host_{host},
       fd_{std::move(parts.fd)},
       area_{std::move(parts.area)},
       emulator_{vm_->emulator().create_emulator(host)},
-      state_{emulator_->state()}
+      state_{emulator_->state()},
+      words_{words(*area_)}
 {
     vm_->add(*this);
 }
@@ -43,13 +46,17 @@ HardwareVcpu::~HardwareVcpu()
 
 Result<void> HardwareVcpu::set_cpuid(Cpuid cpuid)
 {
-    return emulator_->set_cpuid(std::move(cpuid));
+    const std::size_t most = std::min<std::size_t>(cpuid.entries().size(), VMM_MAX_CPUID);
+    VMM_TRY_VOID(emulator_->set_cpuid(std::move(cpuid)));
+    cpuid_leaves_.resize(most);
+    cpuid_changed_ = true;
+    return success;
 }
 
 Result<void> HardwareVcpu::set_guest_debug(const GuestDebug& debug)
 {
     VMM_TRY_VOID(emulator_->set_guest_debug(debug));
-    debugger_ = debug;
+    is_debugged_ = debug != GuestDebug{};
     return success;
 }
 
@@ -77,7 +84,9 @@ bool HardwareVcpu::translate(std::uint64_t linear, std::uint64_t& gpa) noexcept
 
 std::vector<std::pair<std::string_view, std::uint64_t>> HardwareVcpu::counters() const
 {
-    return {{"guest_entries", area_->entries}, {"emulated", emulated_}};
+    return {{"guest_entries", area_->entries},
+            {"cpuid_by_helper", area_->served},
+            {"emulated", emulated_}};
 }
 
 // --- Kicks.  The helper looks at `immediate_exit` after it has set `running`, and after it has
@@ -148,19 +157,23 @@ const EngineExit& HardwareVcpu::enter() noexcept
     }
     // The rest of an instruction comes first.
     complete_port_read();
-    if (const EngineExit* exit = emulator_->complete()) {
-        return *exit;
+    if (emulation_waits_) {
+        if (const EngineExit* exit = emulator_->complete()) {
+            return *exit;
+        }
+        emulation_waits_ = false;
     }
     for (;;) {
         if (take_request()) {
             return leave(EngineExit::Reason::Interrupted);
         }
-        if (debugger_ != GuestDebug{}) {
+        if (is_debugged_) {
             // Watched, a guest runs on the interpreter.
             static_cast<void>(state(StateGroup::All));
             changed_ = StateGroup::All;
             emulator_->state_changed();
             area_->dirty |= VMM_DIRTY_TLB;
+            emulation_waits_ = true;
             return emulator_->enter();
         }
         static_cast<void>(state(StateGroup::Registers));
@@ -177,9 +190,9 @@ const EngineExit& HardwareVcpu::enter() noexcept
 bool HardwareVcpu::complete_pending() noexcept
 {
     complete_port_read();
-    if (!exit_left_) {
+    if (!exit_left_ && emulation_waits_) {
         left_ = emulator_->complete();
-        exit_left_ = left_ != nullptr;
+        emulation_waits_ = exit_left_ = left_ != nullptr;
     }
     return !exit_left_;
 }
@@ -209,7 +222,7 @@ const EngineExit* HardwareVcpu::handle_port(const PortAccess& access) noexcept
             complete_port_read();
             return nullptr;
         }
-        static_cast<void>(leave(EngineExit::Reason::PortRead));
+        exit_.reason = EngineExit::Reason::PortRead;
         std::fill(data.begin(), data.end(), std::byte{0xff});
     } else {
         port_read_.reset();
@@ -218,7 +231,7 @@ const EngineExit* HardwareVcpu::handle_port(const PortAccess& access) noexcept
         if (host_.port_write(port, data)) {
             return nullptr;
         }
-        static_cast<void>(leave(EngineExit::Reason::PortWrite));
+        exit_.reason = EngineExit::Reason::PortWrite;
     }
     exit_.port = port.value();
     exit_.size = access.size;
@@ -252,7 +265,9 @@ const EngineExit* HardwareVcpu::emulate() noexcept
     static_cast<void>(state(StateGroup::All));
     ++emulated_;
     changed_ = StateGroup::All;
-    return emulator_->step();
+    const EngineExit* const exit = emulator_->step();
+    emulation_waits_ = exit != nullptr;
+    return exit;
 }
 
 const EngineExit* HardwareVcpu::run_hardware() noexcept

@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "vmm/unique_fd.hpp"
 #include "x86/engine.hpp"
@@ -50,7 +51,8 @@ struct VcpuParts {
 /// and `changed_` say which groups of the one must be brought to the other.
 class HardwareVcpu : public EngineVcpu {
 public:
-    HardwareVcpu(VcpuParts parts, VcpuHost& host);
+    /// `words` finds them in the area.
+    HardwareVcpu(VcpuParts parts, VcpuHost& host, EventWords (*words)(vmm_vcpu_area& area));
     HardwareVcpu(const HardwareVcpu&) = delete;
     HardwareVcpu& operator=(const HardwareVcpu&) = delete;
     HardwareVcpu(HardwareVcpu&&) = delete;
@@ -74,7 +76,6 @@ public:
 
 protected:
     // --- What the vendors differ in.  From the area to the state, and back.
-    [[nodiscard]] virtual EventWords event_words() noexcept = 0;
     virtual void load_shadows() noexcept = 0;
     virtual void load_segments() noexcept = 0;
     virtual void load_debug() noexcept = 0;
@@ -114,6 +115,7 @@ private:
     void store() noexcept;
     void store_registers() noexcept;
     void store_event() noexcept;
+    void store_cpuid() noexcept;
 
     /// Null: the guest goes on.
     const EngineExit* run_hardware() noexcept;
@@ -123,12 +125,25 @@ private:
     [[nodiscard]] bool must_emulate() const noexcept;
     [[nodiscard]] const EngineExit* open_window() noexcept;
 
+    EventWords words_;
     FpuImage fpu_;
     EngineExit exit_;
-    GuestDebug debugger_{};
+    bool is_debugged_{};
     StateGroup current_{StateGroup::All};  ///< `state_` has these as the area has them, or newer.
     StateGroup changed_{StateGroup::All};  ///< The area must be told these.
     std::optional<Event> held_event_;      ///< The event that the area holds for injection.
+    /// What decides the helper's answers to CPUID, beside the leaves.
+    struct CpuidKey {
+        std::uint64_t cr4{};
+        std::uint64_t xcr0{};
+        std::uint64_t xss{};
+        std::uint64_t apic_base{};
+
+        friend bool operator==(const CpuidKey&, const CpuidKey&) = default;
+    };
+    CpuidKey cpuid_key_{};
+    std::vector<vmm_cpuid_leaf> cpuid_leaves_;  ///< What the helper has.
+    bool cpuid_changed_{};
     std::uint64_t msr_filters_seen_{};
     bool passes_msrs_{true};
     /// An IN that left, with the RIP that it left at and the one behind it.
@@ -139,7 +154,8 @@ private:
     };
     std::optional<PortRead> port_read_;
     std::array<std::byte, 4> port_data_{};
-    bool exit_left_{};  ///< `complete_pending()` has met an exit for the next `enter()`.
+    bool emulation_waits_{};  ///< The emulator has left an access that is not complete.
+    bool exit_left_{};        ///< `complete_pending()` has met an exit for the next `enter()`.
     const EngineExit* left_{};
     std::uint64_t emulated_{};
 };

@@ -55,6 +55,10 @@ struct vmm_vcpu {
 	int guest_cpu;	    /* The CPU that runs its guest code, or is about to; else -1. */
 
 	u32 refused; /* Dirty groups of a run that was refused. */
+	u32 stored;  /* Groups that the area has. */
+	u32 small_exits[6];		/* SVM: a copy. */
+	struct vmm_cpuid_leaf *cpuid;	/* A copy, or NULL. */
+	u32 cpuid_count;
 	union {
 		void *vmcb;
 		struct vmx_vcpu *vmx;
@@ -114,6 +118,18 @@ void vmm_switch_to_host(struct vmm_vcpu *vcpu, const struct vmm_host *host);
 bool vmm_want_back(void);
 bool vmm_begin_entry(struct vmm_vcpu *vcpu, bool *again);
 void vmm_end_entry(struct vmm_vcpu *vcpu);
+long vmm_set_cpuid(struct vmm_vcpu *vcpu, struct vmm_cpuid *cpuid);
+
+/* The caller's leaf for EAX and ECX, or NULL. */
+static inline const struct vmm_cpuid_leaf *vmm_find_cpuid(const struct vmm_vcpu *vcpu, u32 function, u32 index)
+{
+	const struct vmm_cpuid_leaf *leaf;
+
+	for (leaf = vcpu->cpuid; leaf != vcpu->cpuid + vcpu->cpuid_count; leaf++)
+		if (leaf->function == function && (leaf->index == index || !(leaf->flags & VMM_CPUID_INDEXED)))
+			return leaf;
+	return NULL;
+}
 
 /*
  * VMM_RUN.  load: takes and checks what the caller has changed.  enter: with interrupts off, once into the guest.  handle: true

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* Both sides must have the same.  Any change of what is below is a new one. */
-#define VMM_ABI_VERSION 3
+#define VMM_ABI_VERSION 4
 
 #define VMM_DEVICE "vmm" /* /dev/vmm */
 
@@ -44,6 +44,7 @@
 #define VMM_REASON_CONTROLS 23	/* VMX: controls that are not the caller's, or that this CPU has not. */
 #define VMM_REASON_MASKS 24	/* VMX: cr0_mask or cr4_mask gives the guest a bit that it may not own. */
 #define VMM_REASON_MSR 25	/* A value that WRMSR would not take. */
+#define VMM_REASON_CPUID 26	/* More than VMM_MAX_CPUID leaves. */
 
 /* ---- The device ---- */
 
@@ -95,6 +96,29 @@ struct vmm_dirty {
 	__u32 slot;
 	__u32 reason; /* Out. */
 	__u64 bitmap; /* Address of one bit a page, in whole 64-bit words. */
+};
+
+/* ---- A vCPU's CPUID, as far as the helper is to answer it ---- */
+
+#define VMM_MAX_CPUID 256
+
+#define VMM_CPUID_INDEXED (1u << 0) /* The leaf is this one only where ECX is `index`. */
+
+struct vmm_cpuid_leaf {
+	__u32 function;
+	__u32 index;
+	__u32 flags;
+	__u32 eax;
+	__u32 ebx;
+	__u32 ecx;
+	__u32 edx;
+	__u32 reserved;
+};
+
+struct vmm_cpuid {
+	__u32 count;  /* 0: every CPUID is an exit. */
+	__u32 reason; /* Out. */
+	__u64 leaves; /* Address of `count` of them. */
 };
 
 /* ---- A vCPU: the area that it shares with its caller ---- */
@@ -177,6 +201,8 @@ struct vmm_svm {
 	__u64 sysenter_esp;
 	__u64 sysenter_eip;
 	/* 0x188 */
+	__u32 small_exits[6]; /* Request.  Bit n: exit code n needs nothing of 0x070 to 0x188 stored but DR6 and DR7; see `stored`. */
+	/* 0x1a0 */
 };
 
 #define VMM_VMX_INTERCEPT_ALL_MSRS (1u << 0) /* Those too that the helper or the VMCS switches. */
@@ -258,7 +284,8 @@ struct vmm_vcpu_area {
 	__u64 tsc_aux;
 	__u32 stored; /* VMM_DIRTY_*: groups that are as the guest left them; the helper's. */
 	__u32 reserved32;
-	__u64 reserved[2];
+	__u64 served; /* CPUIDs that the helper has answered, since creation. */
+	__u64 reserved;
 
 	union { /* 0x100 */
 		struct vmm_svm svm;
@@ -281,6 +308,7 @@ struct vmm_vcpu_area {
 #define VMM_RUN _IO(VMM_IOCTL, 0x20)
 #define VMM_KICK _IO(VMM_IOCTL, 0x21)
 #define VMM_FETCH _IO(VMM_IOCTL, 0x22)
+#define VMM_SET_CPUID _IOWR(VMM_IOCTL, 0x23, struct vmm_cpuid)
 
 /* ---- What both sides count on ---- */
 
@@ -295,6 +323,8 @@ VMM_ABI_ASSERT(sizeof(struct vmm_info) == 0x20);
 VMM_ABI_ASSERT(sizeof(struct vmm_create) == 8);
 VMM_ABI_ASSERT(sizeof(struct vmm_region) == 0x28);
 VMM_ABI_ASSERT(sizeof(struct vmm_dirty) == 0x10);
+VMM_ABI_ASSERT(sizeof(struct vmm_cpuid_leaf) == 0x20);
+VMM_ABI_ASSERT(sizeof(struct vmm_cpuid) == 0x10);
 VMM_ABI_ASSERT(sizeof(struct vmm_segment) == 0x10);
 VMM_ABI_AT(vmm_svm, int_vector, 0x20);
 VMM_ABI_AT(vmm_svm, exit_code, 0x30);
@@ -303,7 +333,8 @@ VMM_ABI_AT(vmm_svm, options, 0x6c);
 VMM_ABI_AT(vmm_svm, es, 0x70);
 VMM_ABI_AT(vmm_svm, efer, 0x110);
 VMM_ABI_AT(vmm_svm, star, 0x148);
-VMM_ABI_ASSERT(sizeof(struct vmm_svm) == 0x188);
+VMM_ABI_AT(vmm_svm, small_exits, 0x188);
+VMM_ABI_ASSERT(sizeof(struct vmm_svm) == 0x1a0);
 VMM_ABI_AT(vmm_vmx, cr0_mask, 0x10);
 VMM_ABI_AT(vmm_vmx, interruptibility, 0x38);
 VMM_ABI_AT(vmm_vmx, exit_reason, 0x48);
@@ -317,6 +348,7 @@ VMM_ABI_AT(vmm_vcpu_area, rip, 0xa0);
 VMM_ABI_AT(vmm_vcpu_area, dr, 0xb0);
 VMM_ABI_AT(vmm_vcpu_area, xcr0, 0xd0);
 VMM_ABI_AT(vmm_vcpu_area, stored, 0xe8);
+VMM_ABI_AT(vmm_vcpu_area, served, 0xf0);
 VMM_ABI_AT(vmm_vcpu_area, svm, 0x100);
 VMM_ABI_AT(vmm_vcpu_area, vmx, 0x100);
 VMM_ABI_ASSERT(sizeof(struct vmm_vcpu_area) == 0x1000);

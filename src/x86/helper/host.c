@@ -3,7 +3,9 @@
  * What a run is on either vendor's hardware: when guest code may be executed, and the registers that no hardware switches.
  */
 
+#include <linux/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/uaccess.h>
 #include <asm/debugreg.h>
 #include <asm/fpu/api.h>
 #include <asm/fpu/xcr.h>
@@ -58,6 +60,38 @@ u32 vmm_load_common(struct vmm_vcpu *vcpu)
 	return VMM_REASON_NONE;
 }
 
+/* The vCPU is the calling thread's. */
+long vmm_set_cpuid(struct vmm_vcpu *vcpu, struct vmm_cpuid *cpuid)
+{
+	struct vmm_cpuid_leaf *leaves = NULL;
+	u32 i;
+
+	if (cpuid->count > VMM_MAX_CPUID) {
+		cpuid->reason = VMM_REASON_CPUID;
+		return -EINVAL;
+	}
+	if (cpuid->count) {
+		leaves = kvmalloc_array(cpuid->count, sizeof(*leaves), GFP_KERNEL_ACCOUNT);
+		if (!leaves)
+			return -ENOMEM;
+		if (copy_from_user(leaves, u64_to_user_ptr(cpuid->leaves), cpuid->count * sizeof(*leaves))) {
+			kvfree(leaves);
+			return -EFAULT;
+		}
+	}
+	for (i = 0; i < cpuid->count; i++) {
+		if (leaves[i].reserved || leaves[i].flags & ~VMM_CPUID_INDEXED) {
+			kvfree(leaves);
+			cpuid->reason = VMM_REASON_FLAGS;
+			return -EINVAL;
+		}
+	}
+	kvfree(vcpu->cpuid);
+	vcpu->cpuid = leaves;
+	vcpu->cpuid_count = cpuid->count;
+	return 0;
+}
+
 /* With interrupts off, as what it undoes. */
 void vmm_switch_to_guest(struct vmm_vcpu *vcpu, struct vmm_host *host, u64 dr7)
 {
@@ -75,7 +109,7 @@ void vmm_switch_to_guest(struct vmm_vcpu *vcpu, struct vmm_host *host, u64 dr7)
 			set_debugreg(vcpu->dr[i], i);
 	/* KVM leaves its guest's there until the thread returns to user space. */
 	if (boot_cpu_has(X86_FEATURE_RDTSCP)) {
-		rdmsrl(MSR_TSC_AUX, host->tsc_aux);
+		host->tsc_aux = __rdmsr(MSR_TSC_AUX);
 		if (vcpu->tsc_aux != host->tsc_aux)
 			wrmsrl(MSR_TSC_AUX, vcpu->tsc_aux);
 	}

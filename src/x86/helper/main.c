@@ -96,8 +96,26 @@ static long kick(struct vmm_vcpu *vcpu)
 	return 0;
 }
 
+static long set_cpuid(struct vmm_vcpu *vcpu, void __user *user)
+{
+	struct vmm_cpuid cpuid;
+	long result;
+
+	if (copy_from_user(&cpuid, user, sizeof(cpuid)))
+		return -EFAULT;
+	cpuid.reason = VMM_REASON_NONE;
+	result = take(vcpu);
+	if (result)
+		return result;
+	result = vmm_set_cpuid(vcpu, &cpuid);
+	give_back(vcpu);
+	return result && copy_to_user(user, &cpuid, sizeof(cpuid)) ? -EFAULT : result;
+}
+
 static long vcpu_ioctl(struct file *file, unsigned int request, unsigned long argument)
 {
+	if (request == VMM_SET_CPUID)
+		return set_cpuid(file->private_data, (void __user *)argument);
 	if (argument)
 		return -EINVAL;
 	switch (request) {
@@ -143,6 +161,7 @@ static int vcpu_release(struct inode *inode, struct file *file)
 	spin_unlock(&vm->table_lock);
 	vmm_vendor->destroy_vcpu(vcpu);
 	free_page((unsigned long)vcpu->area);
+	kvfree(vcpu->cpuid);
 	kfree(vcpu);
 	kref_put(&vm->references, free_vm);
 	return 0;

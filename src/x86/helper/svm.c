@@ -41,12 +41,26 @@ static u32 asid_count;
 static void *iopm;	  /* All ports intercepted. */
 static void *msrpm;	  /* All MSRs but those that VMLOAD and VMSAVE switch. */
 static void *msrpm_all;	  /* All MSRs intercepted. */
-static void *flush_guest; /* A VMCB that flushes the TLB and leaves at once. */
+static void *flush_guest; /* A VMCB that flushes the TLB and leaves at once; behind it, an empty page table. */
 static enum cpuhp_state hotplug_state;
 static atomic64_t serials = ATOMIC64_INIT(0);
 
 #define IOPM_ORDER 2
 #define MSRPM_ORDER 1
+#define FLUSH_GUEST_ORDER 1
+
+/* Behind an exit that the caller calls small these stay in the VMCB until somebody asks. */
+#define LAZY (VMM_DIRTY_SEGMENTS | VMM_DIRTY_SYSTEM | VMM_DIRTY_MSRS)
+
+/* Which the area has in the VMCB's order. */
+#define SEGMENTS_SIZE (offsetofend(struct vmm_svm, tr) - offsetof(struct vmm_svm, es))
+#define MSRS_SIZE (offsetofend(struct vmm_svm, sysenter_eip) - offsetof(struct vmm_svm, star))
+#define COPY_GROUP(to, from, first, size)                                                                            \
+	memcpy((u8 *)(to) + offsetof(typeof(*(to)), first), (const u8 *)(from) + offsetof(typeof(*(from)), first), size)
+static_assert(SEGMENTS_SIZE == offsetofend(struct vmcb_save_area, tr) - offsetof(struct vmcb_save_area, es));
+static_assert(offsetof(struct vmm_svm, idtr) - offsetof(struct vmm_svm, es) ==
+	      offsetof(struct vmcb_save_area, idtr) - offsetof(struct vmcb_save_area, es));
+static_assert(MSRS_SIZE == offsetofend(struct vmcb_save_area, sysenter_eip) - offsetof(struct vmcb_save_area, star));
 
 #define BIT_IN_WORD(intercept) (1u << ((intercept) & 31))
 
@@ -87,11 +101,6 @@ static void pass_msr(u32 index)
 }
 
 /* ---- From the shared area to the VMCB.  The area is read once; what is checked is what is used. ---- */
-
-static void load_segment(struct vmcb_seg *to, const struct vmm_segment *from)
-{
-	memcpy(to, from, sizeof(*to));
-}
 
 static int load_controls(struct vmcb_control_area *to, const struct vmm_vcpu_area *area, u32 *reason)
 {
@@ -149,21 +158,6 @@ static int load_events(struct vmcb_control_area *to, const struct vmm_vcpu_area 
 	return 0;
 }
 
-static void load_segments(struct vmcb_save_area *to, const struct vmm_svm *from)
-{
-	load_segment(&to->es, &from->es);
-	load_segment(&to->cs, &from->cs);
-	load_segment(&to->ss, &from->ss);
-	load_segment(&to->ds, &from->ds);
-	load_segment(&to->fs, &from->fs);
-	load_segment(&to->gs, &from->gs);
-	load_segment(&to->gdtr, &from->gdtr);
-	load_segment(&to->ldtr, &from->ldtr);
-	load_segment(&to->idtr, &from->idtr);
-	load_segment(&to->tr, &from->tr);
-	to->cpl = (to->ss.attrib >> 5) & 3;
-}
-
 /* APM Vol. 2 "Canonicalization and Consistency Checks", so that the caller hears which; on what is in the VMCB. */
 static u32 check_system(const struct vmcb_save_area *save)
 {
@@ -197,12 +191,19 @@ static int load(struct vmm_vcpu *vcpu)
 	/* A refused group is dirty still. */
 	dirty |= vcpu->refused;
 	vcpu->refused = 0;
-	if (dirty & VMM_DIRTY_CONTROLS)
+	vcpu->stored |= dirty;
+	if (dirty & VMM_DIRTY_CONTROLS) {
+		memcpy(vcpu->small_exits, from->small_exits, sizeof(vcpu->small_exits));
 		error = load_controls(&vmcb->control, area, &reason);
+	}
 	if (!error)
 		error = load_events(&vmcb->control, area, &reason);
-	if (dirty & VMM_DIRTY_SEGMENTS)
-		load_segments(&vmcb->save, from);
+	if (dirty & VMM_DIRTY_SEGMENTS) {
+		COPY_GROUP(&vmcb->save, from, es, SEGMENTS_SIZE);
+		vmcb->save.cpl = (vmcb->save.ss.attrib >> 5) & 3;
+	}
+	if (dirty & VMM_DIRTY_MSRS)
+		COPY_GROUP(&vmcb->save, from, star, MSRS_SIZE);
 	if (dirty & VMM_DIRTY_SYSTEM) {
 		vmcb->save.efer = READ_ONCE(from->efer) ^ EFER_SVME; /* It must be clear. */
 		vmcb->save.cr0 = READ_ONCE(from->cr0);
@@ -229,16 +230,6 @@ static int load(struct vmm_vcpu *vcpu)
 	}
 	if (dirty & VMM_DIRTY_TLB)
 		vcpu->generation = 0;
-	if (dirty & VMM_DIRTY_MSRS) {
-		vmcb->save.star = READ_ONCE(from->star);
-		vmcb->save.lstar = READ_ONCE(from->lstar);
-		vmcb->save.cstar = READ_ONCE(from->cstar);
-		vmcb->save.sfmask = READ_ONCE(from->sfmask);
-		vmcb->save.kernel_gs_base = READ_ONCE(from->kernel_gs_base);
-		vmcb->save.sysenter_cs = READ_ONCE(from->sysenter_cs);
-		vmcb->save.sysenter_esp = READ_ONCE(from->sysenter_esp);
-		vmcb->save.sysenter_eip = READ_ONCE(from->sysenter_eip);
-	}
 	vmcb->save.rax = READ_ONCE(area->gpr[0]);
 	vmcb->save.rsp = READ_ONCE(area->gpr[4]);
 	vmcb->save.rip = READ_ONCE(area->rip);
@@ -248,9 +239,30 @@ static int load(struct vmm_vcpu *vcpu)
 
 /* ---- And back. ---- */
 
-static void store_segment(struct vmm_segment *to, const struct vmcb_seg *from)
+/* Of these groups what the area has not yet. */
+static void store_groups(struct vmm_vcpu *vcpu, u32 groups)
 {
-	memcpy(to, from, sizeof(*to));
+	struct vmm_svm *to = &vcpu->area->svm;
+	struct vmcb_save_area *save = &((struct vmcb *)vcpu->vmcb)->save;
+
+	groups &= ~vcpu->stored;
+	if (groups & VMM_DIRTY_SEGMENTS)
+		COPY_GROUP(to, save, es, SEGMENTS_SIZE);
+	if (groups & VMM_DIRTY_SYSTEM) {
+		to->efer = save->efer & ~(u64)EFER_SVME;
+		to->cr0 = save->cr0;
+		to->cr3 = save->cr3;
+		to->cr4 = save->cr4;
+	}
+	if (groups & VMM_DIRTY_MSRS)
+		COPY_GROUP(to, save, star, MSRS_SIZE);
+	vcpu->stored |= groups;
+	vcpu->area->stored = vcpu->stored;
+}
+
+static bool is_small(const struct vmm_vcpu *vcpu, u32 code)
+{
+	return code < 32 * ARRAY_SIZE(vcpu->small_exits) && vcpu->small_exits[code / 32] & BIT_IN_WORD(code);
 }
 
 static void store(struct vmm_vcpu *vcpu)
@@ -278,31 +290,11 @@ static void store(struct vmm_vcpu *vcpu)
 	to->insn_len = control->insn_len;
 	memcpy(to->insn_bytes, control->insn_bytes, sizeof(to->insn_bytes));
 	to->cpl = save->cpl;
-	store_segment(&to->es, &save->es);
-	store_segment(&to->cs, &save->cs);
-	store_segment(&to->ss, &save->ss);
-	store_segment(&to->ds, &save->ds);
-	store_segment(&to->fs, &save->fs);
-	store_segment(&to->gs, &save->gs);
-	store_segment(&to->gdtr, &save->gdtr);
-	store_segment(&to->ldtr, &save->ldtr);
-	store_segment(&to->idtr, &save->idtr);
-	store_segment(&to->tr, &save->tr);
-	to->efer = save->efer & ~(u64)EFER_SVME;
-	to->cr0 = save->cr0;
 	to->cr2 = save->cr2;
-	to->cr3 = save->cr3;
-	to->cr4 = save->cr4;
 	to->dr6 = save->dr6;
 	to->dr7 = save->dr7;
-	to->star = save->star;
-	to->lstar = save->lstar;
-	to->cstar = save->cstar;
-	to->sfmask = save->sfmask;
-	to->kernel_gs_base = save->kernel_gs_base;
-	to->sysenter_cs = save->sysenter_cs;
-	to->sysenter_esp = save->sysenter_esp;
-	to->sysenter_eip = save->sysenter_eip;
+	vcpu->stored &= ~LAZY;
+	store_groups(vcpu, is_small(vcpu, control->exit_code) ? 0 : LAZY);
 }
 
 /* ---- One entry.  Interrupts are off. ---- */
@@ -328,11 +320,11 @@ static void own_svm(struct vmm_cpu *cpu, struct ownership *own)
 {
 	u64 ours = __sme_set(page_to_phys(cpu->hsave));
 
-	rdmsrl(MSR_EFER, own->efer);
-	rdmsrl(MSR_VM_HSAVE_PA, own->hsave);
+	own->efer = __rdmsr(MSR_EFER);
+	own->hsave = __rdmsr(MSR_VM_HSAVE_PA);
 	own->shared = own->efer & EFER_SVME;
 	if (!own->shared)
-		wrmsrl(MSR_EFER, own->efer | EFER_SVME);
+		native_wrmsrl(MSR_EFER, own->efer | EFER_SVME);
 	if (own->hsave != ours) {
 		wrmsrl(MSR_VM_HSAVE_PA, ours);
 		new_generation(cpu);
@@ -341,16 +333,16 @@ static void own_svm(struct vmm_cpu *cpu, struct ownership *own)
 
 static void disown_svm(struct vmm_cpu *cpu, struct ownership *own, u64 host)
 {
-	u64 gpr[16] = {};
-
 	if (!own->shared) {
-		wrmsrl(MSR_EFER, own->efer);
-		return;
+		native_wrmsrl(MSR_EFER, own->efer);
+	} else {
+		u64 gpr[16] = {};
+
+		asm volatile("clgi");
+		vmm_svm_enter(__sme_set(__pa(flush_guest)), host, gpr);
+		asm volatile("stgi");
+		native_wrmsrl(MSR_VM_HSAVE_PA, own->hsave);
 	}
-	asm volatile("clgi");
-	vmm_svm_enter(__sme_set(__pa(flush_guest)), host, gpr);
-	asm volatile("stgi");
-	wrmsrl(MSR_VM_HSAVE_PA, own->hsave);
 }
 
 static void choose_asid(struct vmm_vcpu *vcpu, struct vmm_cpu *cpu)
@@ -375,6 +367,32 @@ static void choose_asid(struct vmm_vcpu *vcpu, struct vmm_cpu *cpu)
 	vmcb->control.nested_cr3 = __sme_set(__pa(READ_ONCE(vcpu->vm->root)));
 }
 
+/* CPUID by the caller's table.  True: the guest goes on behind it. */
+static bool serve_cpuid(struct vmm_vcpu *vcpu)
+{
+	struct vmm_vcpu_area *area = vcpu->area;
+	struct vmcb *vmcb = vcpu->vmcb;
+	const struct vmm_cpuid_leaf *leaf;
+
+	/* A single step, and prefixes without NRIP, are the caller's. */
+	if (!boot_cpu_has(X86_FEATURE_NRIPS) || vmcb->save.rflags & X86_EFLAGS_TF)
+		return false;
+	leaf = vmm_find_cpuid(vcpu, vmcb->save.rax, READ_ONCE(area->gpr[1]));
+	if (!leaf)
+		return false;
+	vmcb->save.rax = leaf->eax;
+	area->gpr[1] = leaf->ecx;
+	area->gpr[2] = leaf->edx;
+	area->gpr[3] = leaf->ebx;
+	vmcb->save.rip = vmcb->control.next_rip;
+	vmcb->save.rflags &= ~(u64)X86_EFLAGS_RF;
+	vmcb->control.int_state &= ~(u32)SVM_INTERRUPT_SHADOW_MASK;
+	vmcb->control.event_inj = 0;
+	vmcb->control.tlb_ctl = TLB_CONTROL_DO_NOTHING;
+	area->served++;
+	return true;
+}
+
 static void enter(struct vmm_vcpu *vcpu)
 {
 	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
@@ -389,7 +407,10 @@ static void enter(struct vmm_vcpu *vcpu)
 	vmcb->control.clean = 0;
 
 	asm volatile("clgi");
-	vmm_svm_enter(__sme_set(__pa(vmcb)), host, vcpu->area->gpr);
+	/* What waits for the host ends the next entry at once. */
+	do
+		vmm_svm_enter(__sme_set(__pa(vmcb)), host, vcpu->area->gpr);
+	while (vmcb->control.exit_code == SVM_EXIT_CPUID && serve_cpuid(vcpu));
 	asm volatile("stgi");
 	/* An NMI that ended the guest has been served by now. */
 
@@ -457,9 +478,9 @@ static int run(struct vmm_vcpu *vcpu)
 	return vmm_run(vcpu, load, enter, handle, store);
 }
 
-/* Everything is stored behind each run. */
 static void fetch(struct vmm_vcpu *vcpu)
 {
+	store_groups(vcpu, LAZY);
 }
 
 /* ---- vCPUs ---- */
@@ -488,7 +509,7 @@ static int create_vcpu(struct vmm_vcpu *vcpu)
 	vcpu->cpu = -1;
 	vcpu->serial = atomic64_inc_return(&serials);
 	vcpu->refused = VMM_DIRTY_ALL;
-	vcpu->area->stored = VMM_DIRTY_ALL;
+	vcpu->stored = vcpu->area->stored = VMM_DIRTY_ALL;
 	return 0;
 }
 
@@ -557,7 +578,7 @@ static void free_all(void)
 	free_pages((unsigned long)iopm, IOPM_ORDER);
 	free_pages((unsigned long)msrpm, MSRPM_ORDER);
 	free_pages((unsigned long)msrpm_all, MSRPM_ORDER);
-	free_page((unsigned long)flush_guest);
+	free_pages((unsigned long)flush_guest, FLUSH_GUEST_ORDER);
 }
 
 static int allocate_all(void)
@@ -577,24 +598,24 @@ static int allocate_all(void)
 	iopm = (void *)__get_free_pages(GFP_KERNEL, IOPM_ORDER);
 	msrpm = (void *)__get_free_pages(GFP_KERNEL, MSRPM_ORDER);
 	msrpm_all = (void *)__get_free_pages(GFP_KERNEL, MSRPM_ORDER);
-	flush_guest = (void *)get_zeroed_page(GFP_KERNEL);
+	flush_guest = (void *)__get_free_pages(GFP_KERNEL | __GFP_ZERO, FLUSH_GUEST_ORDER);
 	return iopm && msrpm && msrpm_all && flush_guest ? 0 : -ENOMEM;
 }
 
-/* Real mode with interrupts enabled and one pending, which is intercepted: not an instruction is executed. */
+/* Real mode, with no page of memory: not an instruction is executed. */
 static void make_flush_guest(struct vmcb *vmcb)
 {
 	init_vmcb(vmcb);
 	vmcb->control.asid = 1;
 	vmcb->control.tlb_ctl = TLB_CONTROL_FLUSH_ALL_ASID;
-	vmcb->control.intercepts[INTERCEPT_VINTR / 32] |= BIT_IN_WORD(INTERCEPT_VINTR);
-	vmcb->control.int_ctl |= V_IRQ_MASK | V_IGN_TPR_MASK | V_INTR_PRIO_MASK;
+	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
+	vmcb->control.nested_cr3 = __sme_set(__pa(vmcb) + PAGE_SIZE);
 	vmcb->save.cs.attrib = 0x9b;
 	vmcb->save.cs.limit = 0xffff;
 	vmcb->save.ss.attrib = 0x93;
 	vmcb->save.ss.limit = 0xffff;
 	vmcb->save.cr0 = X86_CR0_ET;
-	vmcb->save.rflags = X86_EFLAGS_FIXED | X86_EFLAGS_IF;
+	vmcb->save.rflags = X86_EFLAGS_FIXED;
 }
 
 static int init(void)

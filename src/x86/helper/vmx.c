@@ -29,7 +29,7 @@
 
 #include "helper.h"
 
-bool vmm_vmx_enter(u64 *gpr);
+bool vmm_vmx_enter(u64 *gpr, bool resume);
 void vmm_vmx_exit(void);
 
 /* Beside VMM_DIRTY_*: what is in the registers' fields of the VMCS, and what they need. */
@@ -816,12 +816,40 @@ static bool is_event(u32 event, u32 type, u32 vector)
 	       (event & INTR_INFO_VECTOR_MASK) == vector;
 }
 
+/* CPUID by the caller's table.  True: the guest goes on behind it. */
+static bool serve_cpuid(struct vmm_vcpu *vcpu)
+{
+	u64 *gpr = vcpu->area->gpr, rip = vmread(GUEST_RIP), next = rip + vmread(VM_EXIT_INSTRUCTION_LEN);
+	u64 rflags = vmread(GUEST_RFLAGS), blocking = vmread(GUEST_INTERRUPTIBILITY_INFO);
+	const struct vmm_cpuid_leaf *leaf;
+
+	/* A single step, and a RIP that may have to wrap, are the caller's. */
+	if (rflags & X86_EFLAGS_TF || (rip ^ next) >> 32)
+		return false;
+	leaf = vmm_find_cpuid(vcpu, READ_ONCE(gpr[0]), READ_ONCE(gpr[1]));
+	if (!leaf)
+		return false;
+	gpr[0] = leaf->eax;
+	gpr[1] = leaf->ecx;
+	gpr[2] = leaf->edx;
+	gpr[3] = leaf->ebx;
+	vmwrite(GUEST_RIP, next);
+	if (rflags & X86_EFLAGS_RF)
+		vmwrite(GUEST_RFLAGS, rflags & ~(u64)X86_EFLAGS_RF);
+	if (blocking & (GUEST_INTR_STATE_STI | GUEST_INTR_STATE_MOV_SS))
+		vmwrite(GUEST_INTERRUPTIBILITY_INFO,
+			blocking & ~(u64)(GUEST_INTR_STATE_STI | GUEST_INTR_STATE_MOV_SS));
+	vcpu->area->served++;
+	return true;
+}
+
 static void enter(struct vmm_vcpu *vcpu)
 {
 	struct vmx_vcpu *v = vcpu->vmx;
 	struct host_segments host;
 	struct ownership own;
 	struct vmm_host switched;
+	bool resume = false;
 
 	save_host(&host);
 	v->entered = false;
@@ -833,8 +861,12 @@ static void enter(struct vmm_vcpu *vcpu)
 	load_guest_msrs(v);
 	if (native_read_cr2() != v->cr2)
 		native_write_cr2(v->cr2);
-	clear_buffers();
-	v->entered = vmm_vmx_enter(vcpu->area->gpr);
+	/* What waits for the host ends the next entry at once. */
+	do {
+		clear_buffers();
+		v->entered = vmm_vmx_enter(vcpu->area->gpr, resume);
+		resume = true;
+	} while (v->entered && vmread(VM_EXIT_REASON) == EXIT_REASON_CPUID && serve_cpuid(vcpu));
 	v->cr2 = native_read_cr2();
 	load_host_msrs(v, &host);
 	vmm_switch_to_host(vcpu, &switched);

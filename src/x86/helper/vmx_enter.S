@@ -12,10 +12,10 @@
 	.section .noinstr.text, "ax"
 
 /*
- * bool vmm_vmx_enter(u64 *gpr)
+ * bool vmm_vmx_enter(u64 *gpr, bool resume)
  *
- * gpr: the guest's registers by number, of which RSP is in the VMCS.  True: the guest was entered, and is left.  Called,
- * and returns, with IF clear.
+ * gpr: the guest's registers by number, of which RSP is in the VMCS.  resume: the VMCS is launched.  True: the guest was
+ * entered, and is left.  Called, and returns, with IF clear.
  */
 SYM_FUNC_START(vmm_vmx_enter)
 	push %rbp
@@ -30,6 +30,7 @@ SYM_FUNC_START(vmm_vmx_enter)
 	vmwrite %rsp, %rax
 	jbe .Lfail
 
+	test %sil, %sil
 	mov 0x00(%rdi), %rax
 	mov 0x08(%rdi), %rcx
 	mov 0x10(%rdi), %rdx
@@ -46,8 +47,11 @@ SYM_FUNC_START(vmm_vmx_enter)
 	mov 0x78(%rdi), %r15
 	mov 0x38(%rdi), %rdi
 
-	/* A VMCS is cleared behind each entry, so it is launched each time. */
+	jnz .Lresume
 	vmlaunch
+	jmp .Lfail
+.Lresume:
+	vmresume
 	jbe .Lfail
 SYM_INNER_LABEL(vmm_vmx_exit, SYM_L_GLOBAL)
 	ANNOTATE_NOENDBR

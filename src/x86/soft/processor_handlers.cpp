@@ -9,6 +9,7 @@
 #include <cpuid.h>
 #include <sys/random.h>
 
+#include "x86/cpuid_answer.hpp"
 #include "x86/soft/system.hpp"
 #include "x86/soft/system_handlers.hpp"
 #include "x86/soft/vm.hpp"
@@ -91,60 +92,11 @@ const Op* rdpid(Cpu& cpu, const Op* op)
 
 // --- CPUID
 
-constexpr std::uint32_t xsave_leaf = 0xd;
-constexpr std::uint32_t xsave_header_end = 576;
-
-/// Bytes of an XSAVE area with the components of `mask`.  SDM Vol. 1 "Standard Format of Extended
-/// Region", "Compacted Format of Extended Region".
-std::uint32_t xsave_size(const Cpuid& cpuid, std::uint64_t mask, bool compacted) noexcept
-{
-    std::uint32_t size = xsave_header_end;
-    for (std::uint32_t component = 2; component < 63U; ++component) {
-        if (((mask >> component) & 1U) == 0U) {
-            continue;
-        }
-        const CpuidEntry* const entry = cpuid.find(xsave_leaf, component);
-        if (entry == nullptr) {
-            continue;
-        }
-        if (!compacted) {
-            size = std::max(size, entry->ebx + entry->eax);
-        } else {
-            const bool is_aligned = (entry->ecx & 2U) != 0U;
-            size = (is_aligned ? (size + 63U) & ~63U : size) + entry->eax;
-        }
-    }
-    return size;
-}
-
-/// Bits that follow the guest's registers.
-void apply_state(Cpu& cpu, CpuidEntry& entry, std::uint32_t leaf, std::uint32_t index)
-{
-    const Cr4 control{cpu.cr4};
-    if (leaf == 1U) {
-        constexpr std::uint32_t osxsave = 1U << 27U;
-        constexpr std::uint32_t apic = 1U << 9U;
-        constexpr std::uint64_t apic_enable = 1U << 11U;  // In IA32_APIC_BASE.
-        entry.ecx = (entry.ecx & ~osxsave) | (control.get(Cr4::OSXSAVE) ? osxsave : 0U);
-        if ((cpu.host.apic_base() & apic_enable) == 0U) {
-            entry.edx &= ~apic;
-        }
-    } else if (leaf == 7U && index == 0U) {
-        constexpr std::uint32_t ospke = 1U << 4U;
-        entry.ecx = (entry.ecx & ~ospke) | (control.get(Cr4::PKE) ? ospke : 0U);
-    } else if (leaf == xsave_leaf && index == 0U && entry.ebx != 0U) {
-        entry.ebx = xsave_size(cpu.cpuid, cpu.xcr0, false);
-    } else if (leaf == xsave_leaf && index == 1U && entry.ebx != 0U) {
-        entry.ebx = xsave_size(cpu.cpuid, cpu.xcr0 | cpu.xss, true);
-    }
-}
-
 [[gnu::noinline]] void do_cpuid(Cpu& cpu)
 {
     const auto leaf = static_cast<std::uint32_t>(cpu.gpr[Rax]);
     const auto index = static_cast<std::uint32_t>(cpu.gpr[Rcx]);
-    CpuidEntry entry = cpu.cpuid.lookup(leaf, index);
-    apply_state(cpu, entry, leaf, index);
+    const CpuidEntry entry = answer_cpuid(cpu, cpu.host.apic_base(), leaf, index);
     cpu.gpr[Rax] = entry.eax;
     cpu.gpr[Rbx] = entry.ebx;
     cpu.gpr[Rcx] = entry.ecx;

@@ -14,11 +14,6 @@ namespace vmm::x86::svm {
 
 using hardware::caching;
 
-hardware::EventWords SvmVcpu::event_words() noexcept
-{
-    return {area_->svm.event_inj, area_->svm.event_inj_error, area_->svm.cr2};
-}
-
 // --- From the area.
 
 void SvmVcpu::load_shadows() noexcept
@@ -29,8 +24,17 @@ void SvmVcpu::load_shadows() noexcept
     state_.pending_debug = 0;
 }
 
+/// What the last exit has left in the VMCB.
+void SvmVcpu::fetch() noexcept
+{
+    if (area_->stored != VMM_DIRTY_ALL) {
+        static_cast<void>(hardware::helper_ioctl(fd_.get(), VMM_FETCH, nullptr));
+    }
+}
+
 void SvmVcpu::load_segments() noexcept
 {
+    fetch();
     const vmm_svm& from = area_->svm;
     hardware::load_segment_fields(from, state_);
     state_.seg[Ss].dpl = static_cast<std::uint8_t>(from.cpl & 3U);
@@ -50,6 +54,10 @@ void SvmVcpu::load_debug() noexcept
 
 namespace {
 
+/// Exits that need no more of the state than what every exit stores.
+constexpr std::array small_exits =
+    Intercepts{}.add(Intercept::Port).add(Intercept::VirtualInterrupt).words();
+
 constexpr std::array state_msrs{
     std::pair{&vmm_svm::star, &CpuState::star},
     std::pair{&vmm_svm::lstar, &CpuState::lstar},
@@ -65,6 +73,7 @@ constexpr std::array state_msrs{
 
 void SvmVcpu::load_msrs() noexcept
 {
+    fetch();
     for (const auto& [field, place] : state_msrs) {
         state_.*place = area_->svm.*field;
     }
@@ -114,6 +123,26 @@ void SvmVcpu::store_msrs() noexcept
 /// What is intercepted, and what else goes in with every entry.
 void SvmVcpu::store_controls() noexcept
 {
+    static constexpr std::array passed{
+        msr::sysenter_cs, msr::sysenter_esp, msr::sysenter_eip, msr::star,    msr::lstar,
+        msr::cstar,       msr::fmask,        msr::fs_base,      msr::gs_base, msr::kernel_gs_base};
+    using C = InterruptControl;
+    C control = C{0}.with(C::tpr, host_.read_cr8() & 15U);
+    if (state_.irq_window_requested) {
+        control = control.with(C::irq, true).with(C::ignore_tpr, true).with(C::priority, 15);
+    }
+    area_->svm.int_ctl = static_cast<std::uint32_t>(control.raw());
+    area_->xcr0 = state_.xcr0;
+    const Controls wanted{state_.irq_window_requested, state_.nmi_blocked, hidden_cr0_ != 0,
+                          !may_pass_msrs(passed), state_.tsc_offset};
+    if (wanted != controls_) {
+        controls_ = wanted;
+        store_intercepts();
+    }
+}
+
+void SvmVcpu::store_intercepts() noexcept
+{
     Intercepts wanted;
     wanted.add_debug_registers()
         .add(Intercept::WriteCr8)
@@ -122,32 +151,21 @@ void SvmVcpu::store_controls() noexcept
         .add(Intercept::Hlt)
         .add(Intercept::TaskSwitch)
         .add(Intercept::Vmmcall);
-    using C = InterruptControl;
-    C control = C{0}.with(C::tpr, host_.read_cr8() & 15U);
-    if (state_.irq_window_requested) {
+    if (controls_->irq_window) {
         wanted.add(Intercept::VirtualInterrupt);
-        control = control.with(C::irq, true).with(C::ignore_tpr, true).with(C::priority, 15);
     }
-    if (state_.nmi_blocked) {
+    if (controls_->nmi_blocked) {
         wanted.add(Intercept::Iret);
     }
-    if (hidden_cr0_ != 0) {
+    if (controls_->hides_cr0) {
         wanted.add(Intercept::ReadCr0).add(Intercept::WriteCr0);
     }
-    area_->svm.int_ctl = static_cast<std::uint32_t>(control.raw());
-    area_->xcr0 = state_.xcr0;
-    static constexpr std::array passed{
-        msr::sysenter_cs, msr::sysenter_esp, msr::sysenter_eip, msr::star,    msr::lstar,
-        msr::cstar,       msr::fmask,        msr::fs_base,      msr::gs_base, msr::kernel_gs_base};
-    const std::uint32_t options = may_pass_msrs(passed) ? 0U : VMM_SVM_INTERCEPT_ALL_MSRS;
-    if (intercepts_ != wanted.words() || area_->tsc_offset != state_.tsc_offset ||
-        area_->svm.options != options) {
-        area_->svm.options = options;
-        intercepts_ = wanted.words();
-        std::copy(intercepts_.begin(), intercepts_.end(), std::begin(area_->svm.intercepts));
-        area_->tsc_offset = state_.tsc_offset;
-        area_->dirty |= VMM_DIRTY_CONTROLS;
-    }
+    const auto words = wanted.words();
+    std::copy(words.begin(), words.end(), std::begin(area_->svm.intercepts));
+    std::copy(small_exits.begin(), small_exits.end(), std::begin(area_->svm.small_exits));
+    area_->svm.options = controls_->intercepts_all_msrs ? VMM_SVM_INTERCEPT_ALL_MSRS : 0U;
+    area_->tsc_offset = controls_->tsc_offset;
+    area_->dirty |= VMM_DIRTY_CONTROLS;
 }
 
 }  // namespace vmm::x86::svm

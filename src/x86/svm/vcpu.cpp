@@ -8,6 +8,14 @@
 
 namespace vmm::x86::svm {
 
+SvmVcpu::SvmVcpu(hardware::VcpuParts parts, VcpuHost& host)
+    : HardwareVcpu{std::move(parts), host, [](vmm_vcpu_area& area) {
+                       vmm_svm& part = area.svm;
+                       return hardware::EventWords{part.event_inj, part.event_inj_error, part.cr2};
+                   }}
+{
+}
+
 Result<std::unique_ptr<EngineVcpu>> SvmVcpu::create(std::shared_ptr<hardware::HelperVm> vm,
                                                     VcpuHost& host,
                                                     std::uint32_t id)

@@ -5,9 +5,9 @@
 
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "x86/hardware/fields.hpp"
 #include "x86/hardware/vcpu.hpp"
@@ -19,11 +19,10 @@ class SvmVcpu final : public hardware::HardwareVcpu {
 public:
     [[nodiscard]] static Result<std::unique_ptr<EngineVcpu>>
     create(std::shared_ptr<hardware::HelperVm> vm, VcpuHost& host, std::uint32_t id);
-    using HardwareVcpu::HardwareVcpu;
+    SvmVcpu(hardware::VcpuParts parts, VcpuHost& host);
 
 private:
     // In state.cpp.
-    hardware::EventWords event_words() noexcept override;
     void load_shadows() noexcept override;
     void load_segments() noexcept override;
     void load_debug() noexcept override;
@@ -34,11 +33,23 @@ private:
     void store_msrs() noexcept override;
     void store_controls() noexcept override;
 
+    void fetch() noexcept;
+    void store_intercepts() noexcept;
     const EngineExit* handle_exit() noexcept override;
     const EngineExit* reflect(Vector vector) noexcept;
 
     std::uint64_t hidden_cr0_{};  ///< Bits of CR0 that the hardware is not shown.
-    std::array<std::uint32_t, Intercepts::word_count> intercepts_{};
+    /// What the area's controls were made of.
+    struct Controls {
+        bool irq_window{};
+        bool nmi_blocked{};
+        bool hides_cr0{};
+        bool intercepts_all_msrs{};
+        std::uint64_t tsc_offset{};
+
+        friend bool operator==(const Controls&, const Controls&) = default;
+    };
+    std::optional<Controls> controls_;
 };
 
 }  // namespace vmm::x86::svm

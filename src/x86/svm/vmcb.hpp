@@ -27,6 +27,7 @@ enum class Intercept : std::uint8_t {
     Iret = 116,
     Pause = 119,
     Hlt = 120,
+    Port = 123,
     TaskSwitch = 125,
     Vmmcall = 129,
     Invpcid = 162,

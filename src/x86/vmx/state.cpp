@@ -51,11 +51,6 @@ void set_accessed(vmm_segment& field) noexcept
 
 }  // namespace
 
-hardware::EventWords VmxVcpu::event_words() noexcept
-{
-    return {area_->vmx.event_inj, area_->vmx.event_inj_error, area_->vmx.cr2};
-}
-
 // --- From the area.
 
 void VmxVcpu::load_shadows() noexcept

@@ -27,6 +27,14 @@ bool pushes_error_code(Vector vector) noexcept
 
 }  // namespace
 
+VmxVcpu::VmxVcpu(hardware::VcpuParts parts, VcpuHost& host)
+    : HardwareVcpu{std::move(parts), host, [](vmm_vcpu_area& area) {
+                       vmm_vmx& part = area.vmx;
+                       return hardware::EventWords{part.event_inj, part.event_inj_error, part.cr2};
+                   }}
+{
+}
+
 Result<std::unique_ptr<EngineVcpu>> VmxVcpu::create(std::shared_ptr<hardware::HelperVm> vm,
                                                     VcpuHost& host,
                                                     std::uint32_t id)

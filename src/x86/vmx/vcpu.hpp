@@ -23,13 +23,12 @@ class VmxVcpu final : public hardware::HardwareVcpu {
 public:
     [[nodiscard]] static Result<std::unique_ptr<EngineVcpu>>
     create(std::shared_ptr<hardware::HelperVm> vm, VcpuHost& host, std::uint32_t id);
-    using HardwareVcpu::HardwareVcpu;
+    VmxVcpu(hardware::VcpuParts parts, VcpuHost& host);
 
     std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override;
 
 private:
     // In state.cpp.
-    hardware::EventWords event_words() noexcept override;
     void load_shadows() noexcept override;
     void load_segments() noexcept override;
     void load_debug() noexcept override;
