@@ -4,6 +4,7 @@
 # The svm engine and its helper in a machine with SVM (tests/hardware.sh), with the programs of build/PRESET:
 #
 #     tests/svm.sh [PRESET [CHECK]]    dev; with CHECK, those whose name has it; takes some ten minutes
+#     tests/svm.sh PRESET quick        one machine, what .ci/run has of it; some two minutes
 #
 # VMM_HELPER_CALLS and VMM_HELPER_KILLS say how long the bad callers go on.  Ends with a line "N passed, N failed"; exit
 # status 0 if nothing failed.
@@ -37,6 +38,18 @@ machine() {
     report "$name" "$problem" "$work/output" "$work/errors" "$work/console"
 }
 
+if [[ $wanted == quick ]]; then
+    wanted=
+    machine "vmm-info, vmm-hello, the engine suite, the helper's calls and bad callers, Debian's kernel with 2 CPUs" vmm_helper \
+        '^all of it' "$bin"/{vmm-info,vmm-hello,vmm-linux,vmm_core_tests,vmm_helper_tests} "$work/vmlinuz" "$work/guest-initrd" -- \
+        "/vmm/vmm-info | grep -E '^svm +usable' && /vmm/vmm-hello | grep Hello || exit 1
+/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*svm' || exit 1
+VMM_HELPER_CALLS=${VMM_HELPER_CALLS:-2000} VMM_HELPER_KILLS=${VMM_HELPER_KILLS:-3} /vmm/vmm_helper_tests --gtest_brief=1 || exit 1
+[ \"\$(echo \$($(linux svm 2)))\" = '2 Linux' ] && rmmod vmm_helper && echo all of it"
+    finish
+    exit
+fi
+
 guest=("$bin/vmm-linux" "$work/vmlinuz" "$work/guest-initrd")
 
 machine "vmm-info says that svm is usable" vmm_helper '^svm +usable' "$bin/vmm-info" -- /vmm/vmm-info
@@ -58,9 +71,11 @@ for i in 1 2 3 4 5; do
     sleep 1
 done
 wait \$vm && echo stays \$(cat /tmp/out) \$(rmmod vmm_helper && echo unloaded)"
+# The guest on kvm_amd says so where it writes its exit status: QEMU 7.2 refuses user mode's OUT where the TSS is marked busy.
 for cpus in 1 2; do
     machine "Debian's kernel with $cpus CPUs" vmm_helper "^$cpus\$" "${guest[@]}" -- "$(linux svm "$cpus")"
-    machine "Debian's kernel with $cpus CPUs, and another one on kvm_amd" 'kvm_amd vmm_helper' "^kvm 1 Linux svm $cpus Linux" \
+    machine "Debian's kernel with $cpus CPUs, and another one on kvm_amd" 'kvm_amd vmm_helper' \
+        "^kvm 1 Linux( Segmentation fault)? svm $cpus Linux" \
         "${guest[@]}" -- "$(linux kvm 1) >/tmp/kvm & $(linux svm "$cpus") >/tmp/svm; wait; echo kvm \$(cat /tmp/kvm) svm \$(cat /tmp/svm)"
 done
 finish

@@ -722,23 +722,30 @@ static void clear_cpu_buffers(void)
 	asm volatile("verw %0" : : "m"(selector) : "cc");
 }
 
-/* Intel's guidance on L1TF, MDS, TAA and MMIO stale data: a guest may look into what the host has left in buffers. */
-static void clear_buffers(void)
+/*
+ * Intel's guidance on L1TF, MDS, TAA and MMIO stale data: a guest may look into what the host has left in the L1 data cache
+ * and in buffers.
+ */
+static void clear_cache(void)
 {
 	int i;
 
-	if (boot_cpu_has_bug(X86_BUG_L1TF) && l1tf_mitigation != L1TF_MITIGATION_OFF) {
-		if (boot_cpu_has(X86_FEATURE_FLUSH_L1D)) {
-			wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
-			return;
-		}
-		/* Pages first, so that no walk comes between the lines. */
-		for (i = 0; i < PAGE_SIZE << L1D_FILL_ORDER; i += PAGE_SIZE)
-			READ_ONCE(l1d_fill[i]);
-		for (i = 0; i < PAGE_SIZE << L1D_FILL_ORDER; i += 64)
-			READ_ONCE(l1d_fill[i]);
-		asm volatile("lfence" : : : "memory");
+	if (!boot_cpu_has_bug(X86_BUG_L1TF) || l1tf_mitigation == L1TF_MITIGATION_OFF)
+		return;
+	if (boot_cpu_has(X86_FEATURE_FLUSH_L1D)) {
+		wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
+		return;
 	}
+	/* Pages first, so that no walk comes between the lines. */
+	for (i = 0; i < PAGE_SIZE << L1D_FILL_ORDER; i += PAGE_SIZE)
+		READ_ONCE(l1d_fill[i]);
+	for (i = 0; i < PAGE_SIZE << L1D_FILL_ORDER; i += 64)
+		READ_ONCE(l1d_fill[i]);
+	asm volatile("lfence" : : : "memory");
+}
+
+static void clear_buffers(void)
+{
 	if (boot_cpu_has_bug(X86_BUG_MDS) || boot_cpu_has_bug(X86_BUG_TAA) || boot_cpu_has_bug(X86_BUG_MMIO_STALE_DATA))
 		clear_cpu_buffers();
 }
@@ -861,7 +868,8 @@ static void enter(struct vmm_vcpu *vcpu)
 	load_guest_msrs(v);
 	if (native_read_cr2() != v->cr2)
 		native_write_cr2(v->cr2);
-	/* What waits for the host ends the next entry at once. */
+	clear_cache();
+	/* What waits for the host ends the next entry at once.  Between two entries nothing of the host's gets into the cache. */
 	do {
 		clear_buffers();
 		v->entered = vmm_vmx_enter(vcpu->area->gpr, resume);
