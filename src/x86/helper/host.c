@@ -111,7 +111,7 @@ void vmm_switch_to_guest(struct vmm_vcpu *vcpu, struct vmm_host *host, u64 dr7)
 	if (boot_cpu_has(X86_FEATURE_RDTSCP)) {
 		host->tsc_aux = __rdmsr(MSR_TSC_AUX);
 		if (vcpu->tsc_aux != host->tsc_aux)
-			wrmsrl(MSR_TSC_AUX, vcpu->tsc_aux);
+			native_wrmsrl(MSR_TSC_AUX, vcpu->tsc_aux);
 	}
 	if (host_xss)
 		wrmsrl(MSR_IA32_XSS, 0);

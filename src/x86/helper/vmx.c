@@ -733,12 +733,13 @@ static void clear_cache(void)
 	if (!boot_cpu_has_bug(X86_BUG_L1TF) || l1tf_mitigation == L1TF_MITIGATION_OFF)
 		return;
 	if (boot_cpu_has(X86_FEATURE_FLUSH_L1D)) {
-		wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
+		native_wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
 		return;
 	}
 	/* Pages first, so that no walk comes between the lines. */
 	for (i = 0; i < PAGE_SIZE << L1D_FILL_ORDER; i += PAGE_SIZE)
 		READ_ONCE(l1d_fill[i]);
+#pragma GCC unroll 16
 	for (i = 0; i < PAGE_SIZE << L1D_FILL_ORDER; i += 64)
 		READ_ONCE(l1d_fill[i]);
 	asm volatile("lfence" : : : "memory");
@@ -762,9 +763,9 @@ static void save_host(struct host_segments *host)
 	savesegment(es, host->es);
 	savesegment(fs, host->fs);
 	savesegment(gs, host->gs);
-	rdmsrl(MSR_FS_BASE, host->fs_base);
-	rdmsrl(MSR_KERNEL_GS_BASE, host->kernel_gs_base);
-	rdmsrl(MSR_IA32_DEBUGCTLMSR, host->debugctl);
+	host->fs_base = __rdmsr(MSR_FS_BASE);
+	host->kernel_gs_base = __rdmsr(MSR_KERNEL_GS_BASE);
+	host->debugctl = __rdmsr(MSR_IA32_DEBUGCTLMSR);
 	native_store_gdt(&host->gdt);
 	store_idt(&host->idt);
 }
@@ -780,41 +781,41 @@ static void restore_host(const struct host_segments *host)
 	}
 	if (host->fs) {
 		loadsegment(fs, host->fs);
-		wrmsrl(MSR_FS_BASE, host->fs_base);
+		native_wrmsrl(MSR_FS_BASE, host->fs_base);
 	}
 	if (host->gs) {
 		load_gs_index(host->gs);
-		wrmsrl(MSR_KERNEL_GS_BASE, host->kernel_gs_base);
+		native_wrmsrl(MSR_KERNEL_GS_BASE, host->kernel_gs_base);
 	}
 	if (host->debugctl)
-		wrmsrl(MSR_IA32_DEBUGCTLMSR, host->debugctl);
+		native_wrmsrl(MSR_IA32_DEBUGCTLMSR, host->debugctl);
 }
 
 static void load_guest_msrs(const struct vmx_vcpu *v)
 {
-	wrmsrl(MSR_KERNEL_GS_BASE, v->kernel_gs_base);
+	native_wrmsrl(MSR_KERNEL_GS_BASE, v->kernel_gs_base);
 	if (!(v->in.efer & EFER_SCE))
 		return; /* SYSCALL is #UD. */
 	if (v->in.star != host_star)
-		wrmsrl(MSR_STAR, v->in.star);
+		native_wrmsrl(MSR_STAR, v->in.star);
 	if (v->in.lstar != host_lstar)
-		wrmsrl(MSR_LSTAR, v->in.lstar);
+		native_wrmsrl(MSR_LSTAR, v->in.lstar);
 	if (v->in.sfmask != host_sfmask)
-		wrmsrl(MSR_SYSCALL_MASK, v->in.sfmask);
+		native_wrmsrl(MSR_SYSCALL_MASK, v->in.sfmask);
 }
 
 static void load_host_msrs(struct vmx_vcpu *v, const struct host_segments *host)
 {
-	rdmsrl(MSR_KERNEL_GS_BASE, v->kernel_gs_base);
-	wrmsrl(MSR_KERNEL_GS_BASE, host->kernel_gs_base);
+	v->kernel_gs_base = __rdmsr(MSR_KERNEL_GS_BASE);
+	native_wrmsrl(MSR_KERNEL_GS_BASE, host->kernel_gs_base);
 	if (!(v->in.efer & EFER_SCE))
 		return;
 	if (v->in.star != host_star)
-		wrmsrl(MSR_STAR, host_star);
+		native_wrmsrl(MSR_STAR, host_star);
 	if (v->in.lstar != host_lstar)
-		wrmsrl(MSR_LSTAR, host_lstar);
+		native_wrmsrl(MSR_LSTAR, host_lstar);
 	if (v->in.sfmask != host_sfmask)
-		wrmsrl(MSR_SYSCALL_MASK, host_sfmask);
+		native_wrmsrl(MSR_SYSCALL_MASK, host_sfmask);
 }
 
 static bool is_event(u32 event, u32 type, u32 vector)
