@@ -100,6 +100,16 @@ struct IoapicEoi {
 /// (`Vm::reset_dirty_rings`); until then each run ends so.
 struct DirtyRingFull {};
 
+/// The guest made a hypercall that the caller is to answer (`Vm::set_hypercall_exits`,
+/// KVM_EXIT_HYPERCALL).  What `*result` holds at the next run is in RAX then: 0 to begin with,
+/// which is success.
+struct Hypercall {
+    std::uint64_t number;
+    std::array<std::uint64_t, 3> arguments;  ///< RBX, RCX, RDX.
+    bool long_mode;                          ///< Of 64-bit code; else they have 32 bits.
+    std::uint64_t* result;                   ///< In the vCPU's run area; valid until the next run.
+};
+
 /// What a debugger asked for came about (`Vcpu::set_guest_debug`, KVM_EXIT_DEBUG).
 struct Debug {
     std::uint8_t exception;  ///< 1: a step or a breakpoint of DR7.  3: INT3.
@@ -149,6 +159,7 @@ public:
                                 IrqWindow,
                                 IoapicEoi,
                                 DirtyRingFull,
+                                Hypercall,
                                 Debug,
                                 InternalError,
                                 EntryFailure,
@@ -180,9 +191,9 @@ public:
     /// The reason's name, e.g. "port write".
     [[nodiscard]] const char* name() const noexcept;
 
-    /// Finishes the pending I/O, MMIO or MSR access without running another instruction: RIP and
-    /// registers become final, as after KVM_RUN with `immediate_exit`.  The data of a read must
-    /// have been filled.  Does nothing where nothing is pending.
+    /// Finishes the pending I/O, MMIO or MSR access, or hypercall, without running another
+    /// instruction: RIP and registers become final, as after KVM_RUN with `immediate_exit`.  The
+    /// data of a read must have been filled.  Does nothing where nothing is pending.
     ///
     /// @return false if the instruction has one more access, which the next `run()` returns at
     /// once.

@@ -90,6 +90,7 @@ enum class Capability : std::uint32_t {
     InternalErrorData = 40,
     VcpuEvents = 41,
     DebugRegs = 50,
+    X86RobustSinglestep = 51,
     Xsave = 55,
     Xcrs = 56,
     AsyncPf = 59,
@@ -107,18 +108,23 @@ enum class Capability : std::uint32_t {
     MultiAddressSpace = 118,
     SplitIrqchip = 121,
     IoeventfdAnyLength = 122,
+    VcpuAttributes = 127,
     MaxVcpuId = 128,
     ImmediateExit = 136,
     GetMsrFeatures = 153,
+    MsrPlatformInfo = 159,
     CoalescedPio = 162,
     ExceptionPayload = 164,
-    ManualDirtyLogProtect2 = 168,
+    ManualDirtyLogProtect2 = 168,  ///< 1: manually; 2: all dirty at first (`set_initially_dirty`).
     AsyncPfInt = 183,
+    SmallerMaxphyaddr = 185,  ///< Addresses beyond what CPUID says are reserved, as on such a CPU.
     X86UserSpaceMsr = 188,
     X86MsrFilter = 189,
     EnforcePvFeatureCpuid = 190,
     DirtyLogRing = 192,    ///< The most bytes of one ring.
     SetGuestDebug2 = 195,  ///< The bits of KVM_GUESTDBG_* that are known.
+    ExitHypercall = 201,   ///< The hypercalls, by bit, that `Vm::set_hypercall_exits` takes.
+    X86TripleFaultEvent = 218,
     DirtyLogRingAcqRel = 223,
 };
 

@@ -179,6 +179,11 @@ public:
 
     // --- Time, and machine checks.
 
+    /// KVM_VCPU_TSC_OFFSET: what the guest's TSC is ahead of the host's.  Setting it leaves
+    /// IA32_TSC_ADJUST as it is.
+    [[nodiscard]] std::uint64_t tsc_offset() const noexcept;
+    void set_tsc_offset(std::uint64_t offset) noexcept;
+
     /// KVM_KVMCLOCK_CTRL: tells the guest, by kvmclock, that it was stopped, so that its watchdogs
     /// do not bark.  @return EINVAL if the guest has not enabled kvmclock.
     Result<void> notify_guest_stopped();

@@ -111,6 +111,10 @@ public:
                                  std::span<const std::uint64_t> bitmap,
                                  std::uint16_t address_space = 0);
 
+    /// KVM_DIRTY_LOG_INITIALLY_SET: whether all pages of a slot are dirty when it begins to log,
+    /// instead of none; of slots that begin after this.  Not with dirty rings.
+    void set_initially_dirty(bool dirty);
+
     /// KVM_CAP_DIRTY_LOG_RING: from now on a page that is written, in a slot that logs, is an entry
     /// in the ring of the vCPU that wrote it (`Vcpu::set_dirty_ring`), and the dirty log of a slot
     /// can no longer be had.  What the VMM itself writes is in the first vCPU's.
@@ -240,6 +244,17 @@ public:
     /// KVM_CAP_X86_USER_SPACE_MSR: which accesses leave with `MsrRead` and `MsrWrite`; none at
     /// first.
     void set_msr_exits(const x86::MsrExits& exits) noexcept;
+
+    /// KVM_CAP_MSR_PLATFORM_INFO: whether the guest may read MSR_PLATFORM_INFO, as at first; a VMM
+    /// can always.
+    void set_platform_info_readable(bool readable) noexcept;
+
+    /// KVM_CAP_EXIT_HYPERCALL: which hypercalls leave with `Hypercall`: bit n is that of number n.
+    /// KVM_HC_MAP_GPA_RANGE (12) is the one that can; none does at first, and the guest gets
+    /// ENOSYS.
+    ///
+    /// @return EINVAL for others, or any on an engine that cannot (`Capability::ExitHypercall`).
+    Result<void> set_hypercall_exits(std::uint64_t calls);
 
     // --- Devices of the device API.
 

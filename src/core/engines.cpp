@@ -115,4 +115,9 @@ bool has_smm(const KvmOptions& options) noexcept
     return options.engine == Engine::Soft && !options.lockstep;
 }
 
+bool has_hypercall_exits(const KvmOptions& options) noexcept
+{
+    return options.engine != Engine::Kvm && !options.lockstep;
+}
+
 }  // namespace vmm::core

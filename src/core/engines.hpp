@@ -26,6 +26,9 @@ namespace vmm::core {
 /// Whether it has system-management mode.
 [[nodiscard]] bool has_smm(const KvmOptions& options) noexcept;
 
+/// Whether the library answers the guest's hypercalls, and can have one leave.
+[[nodiscard]] bool has_hypercall_exits(const KvmOptions& options) noexcept;
+
 /// All that a guest may be offered.
 [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options);
 

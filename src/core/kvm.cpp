@@ -117,19 +117,26 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::KvmclockCtrl:
     case Capability::IrqfdResample:
     case Capability::DeviceCtrl:
+    case Capability::X86RobustSinglestep:
+    case Capability::VcpuAttributes:
+    case Capability::MsrPlatformInfo:
+    case Capability::X86TripleFaultEvent:
     case Capability::IoapicPolarityIgnored:
     case Capability::IoeventfdNoLength:
     case Capability::SplitIrqchip:
     case Capability::IoeventfdAnyLength:
     case Capability::GetMsrFeatures:
     case Capability::CoalescedPio:
-    case Capability::ManualDirtyLogProtect2:
     case Capability::ExceptionPayload:
     case Capability::AsyncPf:
     case Capability::AsyncPfInt:
     case Capability::EnforcePvFeatureCpuid:
     case Capability::X86UserSpaceMsr:
     case Capability::X86MsrFilter: return 1;
+    case Capability::ManualDirtyLogProtect2: return 3;
+    case Capability::SmallerMaxphyaddr: return options_.engine == Engine::Soft ? 1 : 0;
+    case Capability::ExitHypercall:
+        return core::has_hypercall_exits(options_) ? 1 << core::VmCore::map_gpa_range : 0;
     case Capability::X86Smm: return core::has_smm(options_) ? 1 : 0;
     case Capability::Mce: return static_cast<int>(x86::max_mce_banks);
     case Capability::SetGuestDebug2: return 0x1f'0003;  // Steps, breakpoints, injection, blocking.

@@ -292,6 +292,16 @@ Result<void> Vcpu::smi()
     return core_->smi();
 }
 
+std::uint64_t Vcpu::tsc_offset() const noexcept
+{
+    return core_->state(StateGroup::None).tsc_offset;
+}
+
+void Vcpu::set_tsc_offset(std::uint64_t offset) noexcept
+{
+    core_->set_host_tsc_offset(offset);
+}
+
 Result<void> Vcpu::notify_guest_stopped()
 {
     return core_->notify_guest_stopped();

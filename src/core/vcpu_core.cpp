@@ -186,6 +186,12 @@ Result<Exit> VcpuCore::run() noexcept
                 return Exit{IoapicEoi{*ended}, this};
             }
         }
+        if (hypercall_) {
+            if (!std::exchange(hypercall_shown_, true)) {
+                return Exit{*hypercall_, this};
+            }
+            finish_hypercall();
+        }
         handle_init_and_sipi();
         if (clock_changed_.load(std::memory_order_relaxed) && clock_changed_.exchange(false)) {
             update_kvmclock();
@@ -214,6 +220,9 @@ Result<Exit> VcpuCore::run() noexcept
 
 bool VcpuCore::complete_pending() noexcept
 {
+    if (hypercall_shown_) {
+        finish_hypercall();
+    }
     if (std::exchange(io_pending_, false)) {
         io_pending_ = !engine_->complete_pending();
     }
@@ -611,6 +620,17 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
     counters_.answered(ExitKind::Hypercall, cpu.gpr[x86::Rax], 0);
     if (cpu.seg[x86::Ss].dpl != 0U) {
         result = eperm;
+    } else if (call == VmCore::map_gpa_range && vm_->leaves_for_hypercall(call)) {
+        constexpr std::int64_t einval = -22;
+        constexpr std::uint64_t page_size = 4096;
+        const std::uint64_t gpa = cpu.gpr[x86::Rbx] & width;
+        const std::uint64_t pages = cpu.gpr[x86::Rcx] & width;
+        const std::uint64_t first = gpa / page_size;
+        if (gpa % page_size == 0U && pages != 0U && first + pages > first) {
+            leave_for_hypercall(cpu, is_64);
+            return;
+        }
+        result = einval;
     } else if (call == vapic_poll_irq) {
         result = 0;
     } else if (call == send_ipi && lapic_ != nullptr &&
@@ -621,6 +641,29 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
     }
     cpu.gpr[x86::Rax] =
         is_64 ? static_cast<std::uint64_t>(result) : static_cast<std::uint32_t>(result);
+}
+
+void VcpuCore::leave_for_hypercall(const x86::CpuState& cpu, bool is_64) noexcept
+{
+    const std::uint64_t width = is_64 ? ~std::uint64_t{0} : 0xffff'ffffU;
+    hypercall_result_ = 0;
+    hypercall_ =
+        Hypercall{cpu.gpr[x86::Rax] & width,
+                  {cpu.gpr[x86::Rbx] & width, cpu.gpr[x86::Rcx] & width, cpu.gpr[x86::Rdx] & width},
+                  is_64,
+                  &hypercall_result_};
+    hypercall_shown_ = false;
+    engine_->request_exit();  // Before the next instruction: a hypercall ends a run of code.
+}
+
+void VcpuCore::finish_hypercall() noexcept
+{
+    x86::CpuState& cpu = state(StateGroup::Registers);
+    cpu.gpr[x86::Rax] =
+        hypercall_->long_mode ? hypercall_result_ : static_cast<std::uint32_t>(hypercall_result_);
+    state_changed(StateGroup::Registers);
+    hypercall_.reset();
+    hypercall_shown_ = false;
 }
 
 namespace {
@@ -662,6 +705,12 @@ void VcpuCore::set_tsc_offset(std::uint64_t offset) noexcept
         lapic_->tsc_changed();
     }
     update_kvmclock();
+}
+
+void VcpuCore::set_host_tsc_offset(std::uint64_t offset) noexcept
+{
+    vm_->note_tsc_offset(offset);
+    set_tsc_offset(offset);
 }
 
 bool VcpuCore::access_tsc_msr(std::uint32_t index,
@@ -783,6 +832,10 @@ bool VcpuCore::access_msr(std::uint32_t index,
         const bool known = write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
         // A VMM saves and restores it without a look at the guest's CPUID; KVM lets it.
         return known || (access == x86::MsrAccess::Host && index == x86::msr::tsc_deadline);
+    }
+    if (index == x86::msr::platform_info && access == x86::MsrAccess::Guest &&
+        !vm_->is_platform_info_readable()) {
+        return false;
     }
     const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
     return write ? msrs_.write(cpuid, index, value, access)

@@ -82,6 +82,7 @@ public:
     [[nodiscard]] bool takes_user_interrupts() const noexcept;
     void nmi() noexcept { deliver_nmi(); }
     Result<void> smi();
+    void set_host_tsc_offset(std::uint64_t offset) noexcept;
     Result<void> notify_guest_stopped();
     void enforce_pv_features(bool enforced) noexcept { enforces_pv_features_ = enforced; }
     Result<void> setup_mce(std::uint64_t mcg_cap);
@@ -165,6 +166,10 @@ private:
     [[nodiscard]] bool answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept;
     [[nodiscard]] bool answer_port_write(Port port, std::span<const std::byte> data) noexcept;
     void wake() noexcept;
+    /// A hypercall that leaves: `run()` returns it next.
+    void leave_for_hypercall(const x86::CpuState& cpu, bool is_64) noexcept;
+    /// The caller has answered it.
+    void finish_hypercall() noexcept;
 
     const std::shared_ptr<VmCore> vm_;
     const std::uint32_t id_;
@@ -194,13 +199,16 @@ private:
     };
     Unanswered<Port> unanswered_port_;
     Unanswered<Gpa> unanswered_mmio_;
+    std::optional<Hypercall> hypercall_;  // Until it is answered.
+    bool hypercall_shown_{};              // The caller has it.
+    std::uint64_t hypercall_result_{};
     x86::MsrExitReason msr_refusal_{};           // Of the MSR access that leaves.
     std::shared_ptr<VcpuDirtyRing> dirty_ring_;  // Null where pages are logged otherwise.
     ExitCounters counters_;
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool block_events_{};     // A debugger wants no interrupt.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.
-    bool shutdown_{};         // A machine check that nothing can handle: the next run ends so.
+    bool shutdown_{};  // A triple fault is pending, as of a machine check: the next run ends so.
     std::optional<std::uint8_t> user_interrupt_;   // KVM_INTERRUPT, waiting.
     std::optional<x86::Event> pending_exception_;  // Of set_events(), not yet taken up.
 

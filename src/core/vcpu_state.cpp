@@ -345,6 +345,7 @@ x86::VcpuEvents VcpuCore::events() noexcept
     out.smi.pending = smi_pending_.load() ? 1 : 0;
     out.smi.smm_inside_nmi = smm_inside_nmi_ ? 1 : 0;
     out.smi.latched_init = has_latched_init() ? 1 : 0;
+    out.triple_fault = shutdown_ ? 1 : 0;
     const int sipi = sipi_vector_.load();
     out.sipi_vector = sipi == no_sipi ? 0U : static_cast<std::uint32_t>(sipi);
     return out;
@@ -408,6 +409,7 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
     cpu.sti_shadow = (events.interrupt.shadow & 2U) != 0U;
     cpu.nmi_blocked = events.nmi.masked != 0U;
     nmi_pending_.store(events.nmi.pending != 0U ? 1U : 0U);
+    shutdown_ = events.triple_fault != 0U;
     state_changed(smm_changed ? StateGroup::All : StateGroup::Registers);
     return success;
 }

@@ -49,6 +49,21 @@ Result<void> Vm::clear_dirty_log(std::uint32_t slot,
     return core_->clear_dirty_log(slot, first_page, num_pages, bitmap, address_space);
 }
 
+void Vm::set_initially_dirty(bool dirty)
+{
+    core_->set_initially_dirty(dirty);
+}
+
+void Vm::set_platform_info_readable(bool readable) noexcept
+{
+    core_->set_platform_info_readable(readable);
+}
+
+Result<void> Vm::set_hypercall_exits(std::uint64_t calls)
+{
+    return core_->set_hypercall_exits(calls);
+}
+
 Result<void> Vm::enable_dirty_rings(std::uint32_t entries)
 {
     return core_->enable_dirty_rings(entries);

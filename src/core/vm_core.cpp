@@ -438,6 +438,25 @@ std::uint64_t VmCore::synchronised_tsc_offset(std::uint64_t value) noexcept
     return tsc_offset_;
 }
 
+void VmCore::note_tsc_offset(std::uint64_t offset) noexcept
+{
+    const std::lock_guard lock{clock_mutex_};
+    tsc_offset_ = offset;
+}
+
+Result<void> VmCore::set_hypercall_exits(std::uint64_t calls)
+{
+    const std::uint64_t possible =
+        has_hypercall_exits(options_) ? std::uint64_t{1} << map_gpa_range : 0U;
+    if ((calls & ~possible) != 0U) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_hypercall_exits({:#x}): {:#x} is possible with this engine",
+                                 calls, possible)};
+    }
+    hypercall_exits_.store(calls, std::memory_order_relaxed);
+    return success;
+}
+
 void VmCore::set_clock_ns(std::uint64_t now) noexcept
 {
     {

@@ -53,6 +53,7 @@ public:
                                  std::uint64_t num_pages,
                                  std::span<const std::uint64_t> bitmap,
                                  std::uint16_t address_space);
+    void set_initially_dirty(bool dirty) { physical_.slots().set_initially_dirty(dirty); }
     Result<void> enable_dirty_rings(std::uint32_t entries);
     Result<std::uint32_t> reset_dirty_rings();
     /// Null without `enable_dirty_rings()`.
@@ -94,6 +95,24 @@ public:
         return (msr_exits_.load(std::memory_order_relaxed) & static_cast<std::uint32_t>(why)) != 0U;
     }
 
+    void set_platform_info_readable(bool readable) noexcept
+    {
+        platform_info_readable_.store(readable, std::memory_order_relaxed);
+    }
+    [[nodiscard]] bool is_platform_info_readable() const noexcept
+    {
+        return platform_info_readable_.load(std::memory_order_relaxed);
+    }
+
+    static constexpr unsigned map_gpa_range = 12;  ///< KVM_HC_MAP_GPA_RANGE.
+    Result<void> set_hypercall_exits(std::uint64_t calls);
+    [[nodiscard]] bool leaves_for_hypercall(std::uint64_t number) const noexcept
+    {
+        constexpr std::uint64_t bits = 64;
+        return number < bits &&
+               (hypercall_exits_.load(std::memory_order_relaxed) >> number & 1U) != 0U;
+    }
+
     Result<void> set_boot_cpu_id(std::uint32_t id);
     [[nodiscard]] std::uint32_t boot_cpu_id() const noexcept { return boot_cpu_id_; }
 
@@ -121,6 +140,8 @@ public:
     /// after the other and means them to agree: 0, and what lies within a second of what the one
     /// set before has reached by now, gives the same offset again.
     [[nodiscard]] std::uint64_t synchronised_tsc_offset(std::uint64_t value) noexcept;
+    /// A vCPU got this one: what is set next, by value, agrees with it.
+    void note_tsc_offset(std::uint64_t offset) noexcept;
 
     /// How often all vCPUs had to drop their translations.
     [[nodiscard]] std::uint64_t remote_tlb_flushes() const noexcept
@@ -177,6 +198,8 @@ private:
     memory::Published<x86::MsrFilter> msr_filter_;
     std::atomic<std::uint64_t> remote_tlb_flushes_{};
     std::atomic<std::uint32_t> msr_exits_{};  // Of `x86::MsrExitReason`.
+    std::atomic<bool> platform_info_readable_{true};
+    std::atomic<std::uint64_t> hypercall_exits_{};  // By number.
 
     std::mutex mutex_;  // vcpus_ and all that is made once.
     std::map<std::uint32_t, VcpuCore*> vcpus_;

@@ -171,6 +171,7 @@ bool is_known_msr(std::uint32_t index) noexcept
         {msr::spec_ctrl, msr::pred_cmd},
         {msr::ucode_rev, msr::ucode_rev},
         {msr::smbase, msr::smbase},
+        {msr::platform_info, msr::platform_info},
         {msr::mtrr_cap, msr::mtrr_cap},
         {msr::arch_capabilities, msr::arch_capabilities},
         {msr::sysenter_cs, msr::sysenter_eip},
@@ -289,6 +290,7 @@ bool MsrBank::read(const Cpuid& cpuid,
     case msr::mtrr_def_type: value = mtrr_def_type_; return true;
     case msr::pat: value = pat_; return true;
     case msr::misc_enable: value = misc_enable_; return true;
+    case msr::platform_info: value = platform_info_; return true;
     case msr::power_ctl: value = power_ctl_; return true;
     case msr::ucode_rev: value = ucode_rev_; return true;
     case msr::feature_control: value = feature_control_; return cpuid.is_intel();
@@ -339,6 +341,14 @@ bool MsrBank::write(const Cpuid& cpuid,
         pat_ = value;
         return true;
     case msr::misc_enable: misc_enable_ = value; return true;
+    case msr::platform_info: {
+        constexpr std::uint64_t cpuid_faulting = 1U << 31U;  // Not there.
+        if (access == MsrAccess::Guest || (value & cpuid_faulting) != 0U) {
+            return false;
+        }
+        platform_info_ = value;
+        return true;
+    }
     case msr::power_ctl: power_ctl_ = value; return true;
     case msr::ucode_rev:
         // A guest writes it before CPUID to have the revision loaded; only the host sets it.
@@ -414,6 +424,7 @@ std::vector<std::uint32_t> msr_index_list()
                                     msr::sysenter_eip,
                                     msr::mcg_status,
                                     msr::mcg_ctl,
+                                    msr::platform_info,
                                     msr::misc_enable,
                                     msr::power_ctl,
                                     msr::pat,

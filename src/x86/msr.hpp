@@ -25,6 +25,7 @@ inline constexpr std::uint32_t tsc = 0x10;
 inline constexpr std::uint32_t kvm_wall_clock_old = 0x11;
 inline constexpr std::uint32_t kvm_system_time_old = 0x12;
 inline constexpr std::uint32_t platform_id = 0x17;
+inline constexpr std::uint32_t platform_info = 0xce;
 inline constexpr std::uint32_t apic_base = 0x1b;
 inline constexpr std::uint32_t smi_count = 0x34;
 inline constexpr std::uint32_t feature_control = 0x3a;
@@ -136,6 +137,7 @@ private:
     std::uint64_t mtrr_def_type_{};
     std::uint64_t pat_{0x0007'0406'0007'0406};
     std::uint64_t misc_enable_{1};  // Fast strings.
+    std::uint64_t platform_info_{};
     std::uint64_t power_ctl_{};
     std::uint64_t spec_ctrl_{};
     std::uint64_t ucode_rev_{0x1'0000'0000};

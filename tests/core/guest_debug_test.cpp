@@ -89,6 +89,19 @@ TEST_P(GuestDebugTest, StepsGoOnBehindRegistersThatTheDebuggerWrites)
     EXPECT_EQ(vcpu.regs().rax, 9U);
 }
 
+TEST_P(GuestDebugTest, AGuestThatLooksForTfWhileItIsSteppedFindsNone)
+{
+    SmallVm small{engine()};
+    small.place(at, {0xe6, 0x10, 0x9c, 0x58, 0xf4});  // out; pushf; pop %ax; hlt
+    Vcpu vcpu = small.vcpu();
+    begin(vcpu);
+    ASSERT_TRUE(vcpu.set_guest_debug({.single_step = true}));
+    for (const std::uint64_t next : {at + 3U, at + 4U}) {
+        EXPECT_EQ(expect_debug(vcpu).pc.value(), next);
+    }
+    EXPECT_EQ(vcpu.regs().rax & 0x100U, 0U);
+}
+
 TEST_P(GuestDebugTest, AStepOverAPortAccessComesAfterItsExit)
 {
     SmallVm small{engine()};

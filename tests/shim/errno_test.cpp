@@ -370,6 +370,69 @@ TEST(VmErrno, CapabilitiesAddressesAndVcpus)
     EXPECT_EQ(call(other.get(), KVM_CREATE_IRQCHIP), -EINVAL);
 }
 
+TEST(VmErrno, WhatIsEnabledByKvmEnableCap)
+{
+    const Guest guest;
+    const auto enable = [&](unsigned capability, __u64 argument) {
+        kvm_enable_cap wanted{};
+        wanted.cap = capability;
+        wanted.args[0] = argument;
+        return call(guest.vm(), KVM_ENABLE_CAP, &wanted);
+    };
+    EXPECT_EQ(enable(KVM_CAP_X86_DISABLE_EXITS, 0xf), 0);
+    EXPECT_EQ(enable(KVM_CAP_X86_DISABLE_EXITS, 0x10), -EINVAL);
+    EXPECT_EQ(enable(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1), 0);
+    EXPECT_EQ(enable(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 2), -EINVAL);
+    EXPECT_EQ(enable(KVM_CAP_MSR_PLATFORM_INFO, 0), 0);
+    EXPECT_EQ(enable(KVM_CAP_EXIT_HYPERCALL, 1U << 12U), 0);
+    EXPECT_EQ(enable(KVM_CAP_EXIT_HYPERCALL, 1U << 11U), -EINVAL);
+    EXPECT_EQ(enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET), -EINVAL);
+    EXPECT_EQ(enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 3), 0);
+    EXPECT_EQ(enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 5), -EINVAL);
+    EXPECT_EQ(set_region(guest.vm(), 0, KVM_MEM_LOG_DIRTY_PAGES, 0, Guest::memory_size,
+                         guest.memory().data()),
+              0);
+    std::array<std::uint64_t, 1> bitmap{};
+    kvm_dirty_log log{};
+    log.dirty_bitmap = bitmap.data();
+    EXPECT_EQ(call(guest.vm(), KVM_GET_DIRTY_LOG, &log), 0);
+    EXPECT_EQ(bitmap[0], 0xffffU) << "its sixteen pages";
+
+    kvm_vcpu_events events{};
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
+    EXPECT_EQ(events.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT, 0U);
+    events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), -EINVAL);
+    EXPECT_EQ(enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1), 0);
+    events.triple_fault.pending = 1;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VCPU_EVENTS, &events), 0);
+    ASSERT_EQ(call(guest.vcpu(), KVM_GET_VCPU_EVENTS, &events), 0);
+    EXPECT_NE(events.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT, 0U);
+    EXPECT_EQ(events.triple_fault.pending, 1U);
+    EXPECT_EQ(guest.enter(), 0);
+    EXPECT_EQ(guest.run().exit_reason, unsigned{KVM_EXIT_SHUTDOWN});
+}
+
+TEST(VcpuErrno, TheTscOffsetIsAnAttribute)
+{
+    const Guest guest;
+    std::uint64_t offset = 0;
+    const auto ask = [&](unsigned long request, unsigned group, unsigned number, const void* at) {
+        const kvm_device_attr attribute{0, group, number, reinterpret_cast<__u64>(at)};
+        return call(guest.vcpu(), request, &attribute);
+    };
+    EXPECT_EQ(ask(KVM_HAS_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, nullptr), 0);
+    EXPECT_EQ(ask(KVM_HAS_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, 1, nullptr), -ENXIO);
+    EXPECT_EQ(ask(KVM_HAS_DEVICE_ATTR, 1, KVM_VCPU_TSC_OFFSET, nullptr), -ENXIO);
+    EXPECT_EQ(ask(KVM_GET_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, nullptr), -EFAULT);
+    EXPECT_EQ(ask(KVM_SET_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, nullptr), -EFAULT);
+    ASSERT_EQ(ask(KVM_GET_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, &offset), 0);
+    const std::uint64_t wanted = offset + 12345;
+    ASSERT_EQ(ask(KVM_SET_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, &wanted), 0);
+    ASSERT_EQ(ask(KVM_GET_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, &offset), 0);
+    EXPECT_EQ(offset, wanted);
+}
+
 TEST(VmErrno, Devices)
 {
     const Guest guest;

@@ -155,6 +155,17 @@ public:
         }
     }
 
+    /// The first `pages` at once, and tells nobody.
+    void set_all(std::uint64_t pages) noexcept
+    {
+        for (std::uint64_t page = 0; page < pages; page += bits) {
+            const std::uint64_t rest = pages - page;
+            words_[page / bits].fetch_or(rest < bits ? (std::uint64_t{1} << rest) - 1U
+                                                     : ~std::uint64_t{0},
+                                         std::memory_order_release);
+        }
+    }
+
     [[nodiscard]] bool test(std::uint64_t page) const noexcept
     {
         const std::uint64_t word = words_[page / bits].load(std::memory_order_acquire);
@@ -306,6 +317,14 @@ public:
     {
         const std::lock_guard lock{changes_};
         sink_ = &sink;
+    }
+
+    /// KVM_DIRTY_LOG_INITIALLY_SET: whether slots that begin to log after this are all dirty then,
+    /// where no sink is told.
+    void set_initially_dirty(bool dirty)
+    {
+        const std::lock_guard lock{changes_};
+        initially_dirty_ = dirty;
     }
 
     /// Creates, moves, re-flags or (size 0) deletes a slot.  The payload of a new slot is
@@ -557,6 +576,10 @@ private:
                              name(region) + "no memory for a dirty bitmap of " +
                                  std::to_string(next->page_count) + " pages"};
             }
+            const bool begins = old == nullptr || old->dirty == nullptr;
+            if (begins && initially_dirty_ && sink_ == nullptr) {
+                next->dirty->set_all(next->page_count);
+            }
         }
         // All that may throw comes before the publication, which is the change.
         auto& place = found != slots.end() ? found->second : slots[region.slot];
@@ -634,6 +657,7 @@ private:
     Published<Generation> published_;
     mutable std::mutex changes_;  // All below, and the order of publications.
     DirtySink* sink_{};
+    bool initially_dirty_{};
     std::array<std::map<std::uint32_t, std::unique_ptr<const Slot>>, AddressSpaces> slots_;
 };
 

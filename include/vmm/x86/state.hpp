@@ -199,6 +199,7 @@ struct VcpuEvents {
 
         friend bool operator==(const Smi&, const Smi&) = default;
     } smi{};
+    std::uint8_t triple_fault{};  ///< A triple fault is pending: the next run ends with `Shutdown`.
     std::uint32_t sipi_vector{};
     std::uint64_t exception_payload{};  ///< CR2 of a pending #PF, DR6 of a pending #DB.
 

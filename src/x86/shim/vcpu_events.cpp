@@ -23,13 +23,13 @@ bool has_payload(unsigned vector) noexcept
 
 }  // namespace
 
-kvm_vcpu_events events_of(Vcpu& vcpu, bool payloads)
+kvm_vcpu_events events_of(Vcpu& vcpu, KnownEvents known)
 {
     const x86::VcpuEvents events = vcpu.events();
     kvm_vcpu_events out{};
     out.exception.pending = events.exception.pending;
     out.exception.injected = events.exception.injected;
-    if (payloads) {
+    if (known.payloads) {
         const bool has = events.exception.pending != 0 && has_payload(events.exception.nr);
         out.exception_has_payload = has ? 1 : 0;
         out.exception_payload = has ? events.exception_payload : 0;
@@ -50,16 +50,21 @@ kvm_vcpu_events events_of(Vcpu& vcpu, bool payloads)
                events.smi.latched_init};
     out.flags |=
         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
+    if (known.triple_faults) {
+        out.triple_fault.pending = events.triple_fault;
+        out.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+    }
     return out;
 }
 
-long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted, bool payloads)
+long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted, KnownEvents known)
 {
-    const __u32 known = (payloads ? __u32{KVM_VCPUEVENT_VALID_PAYLOAD} : 0U) |
+    const __u32 valid = (known.payloads ? __u32{KVM_VCPUEVENT_VALID_PAYLOAD} : 0U) |
+                        (known.triple_faults ? __u32{KVM_VCPUEVENT_VALID_TRIPLE_FAULT} : 0U) |
                         KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
                         KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
-    if ((wanted.flags & ~known) != 0) {
-        return -EINVAL;  // Triple faults need a capability that is not offered.
+    if ((wanted.flags & ~valid) != 0) {
+        return -EINVAL;
     }
     const x86::VcpuEvents before = vcpu.events();
     x86::VcpuEvents events;
@@ -85,6 +90,9 @@ long set_events(Vcpu& vcpu, const kvm_vcpu_events& wanted, bool payloads)
                      ? before.smi
                      : x86::VcpuEvents::Smi{wanted.smi.smm, wanted.smi.pending,
                                             wanted.smi.smm_inside_nmi, wanted.smi.latched_init};
+    events.triple_fault = (wanted.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) != 0
+                              ? wanted.triple_fault.pending
+                              : before.triple_fault;
     events.exception_payload = vcpu.sregs().cr2;  // Injecting #PF leaves CR2 as it is.
     if (events.exception.nr != 14) {
         events.exception_payload = 0;
@@ -99,13 +107,13 @@ namespace {
 
 long get_vcpu_events(VcpuFile& file, kvm_vcpu_events& out)
 {
-    out = events_of(file.vcpu(), file.vm().shows_payloads);
+    out = events_of(file.vcpu(), file.known_events());
     return 0;
 }
 
 long set_vcpu_events(VcpuFile& file, const kvm_vcpu_events& wanted)
 {
-    return set_events(file.vcpu(), wanted, file.vm().shows_payloads);
+    return set_events(file.vcpu(), wanted, file.known_events());
 }
 
 long interrupt(VcpuFile& file, const kvm_interrupt& wanted)

@@ -24,6 +24,14 @@ namespace vmm::shim {
 
 class RunScope;
 
+/// What a client has said that it knows of (KVM_ENABLE_CAP).
+struct KnownEvents {
+    /// KVM_CAP_EXCEPTION_PAYLOAD: exceptions that are pending are told from those that are being
+    /// injected, and what they bring is shown.
+    bool payloads{};
+    bool triple_faults{};  ///< KVM_CAP_X86_TRIPLE_FAULT_EVENT.
+};
+
 /// Its ioctls wait for one another, as KVM's do: one on a vCPU that another thread runs waits for
 /// that run to end.
 class VcpuFile final : public File, public std::enable_shared_from_this<VcpuFile> {
@@ -59,6 +67,10 @@ public:
 
     [[nodiscard]] VmFile& vm() noexcept { return *vm_; }
     [[nodiscard]] Vcpu& vcpu() noexcept { return vcpu_; }
+    [[nodiscard]] KnownEvents known_events() const noexcept
+    {
+        return {vm_->shows_payloads, vm_->shows_triple_faults};
+    }
     [[nodiscard]] bool has_run() const noexcept { return has_run_; }
     void set_run_mask(const std::optional<sigset_t>& mask) noexcept { run_mask_ = mask; }
 
@@ -83,10 +95,8 @@ private:
 
 /// Events as KVM has them, for KVM_GET_VCPU_EVENTS and the run area.
 ///
-/// @param payloads  KVM_CAP_EXCEPTION_PAYLOAD is enabled: exceptions that are pending are told from
-/// those that are being injected, and what they bring is shown.
-[[nodiscard]] kvm_vcpu_events events_of(Vcpu& vcpu, bool payloads);
-[[nodiscard]] long set_events(Vcpu& vcpu, const kvm_vcpu_events& events, bool payloads);
+[[nodiscard]] kvm_vcpu_events events_of(Vcpu& vcpu, KnownEvents known);
+[[nodiscard]] long set_events(Vcpu& vcpu, const kvm_vcpu_events& events, KnownEvents known);
 /// Special registers with the interrupt bitmap.
 [[nodiscard]] kvm_sregs sregs_of(Vcpu& vcpu);
 [[nodiscard]] long set_sregs(Vcpu& vcpu, const kvm_sregs& sregs);

@@ -57,6 +57,34 @@ long set_tsc_khz(VcpuFile& file, unsigned long wanted)
     return wanted == 0 || (wanted >= khz - tolerance && wanted <= khz + tolerance) ? 0 : -EINVAL;
 }
 
+long has_device_attr(VcpuFile& /*file*/, const kvm_device_attr& wanted)
+{
+    return wanted.group == KVM_VCPU_TSC_CTRL && wanted.attr == KVM_VCPU_TSC_OFFSET ? 0 : -ENXIO;
+}
+
+long get_device_attr(VcpuFile& file, const kvm_device_attr& wanted)
+{
+    const long known = has_device_attr(file, wanted);
+    if (known != 0) {
+        return known;
+    }
+    return copy_out(UserAddress{wanted.addr}, file.vcpu().tsc_offset()) ? 0 : -EFAULT;
+}
+
+long set_device_attr(VcpuFile& file, const kvm_device_attr& wanted)
+{
+    const long known = has_device_attr(file, wanted);
+    if (known != 0) {
+        return known;
+    }
+    std::uint64_t offset = 0;
+    if (!copy_in(offset, UserAddress{wanted.addr})) {
+        return -EFAULT;
+    }
+    file.vcpu().set_tsc_offset(offset);
+    return 0;
+}
+
 long kvmclock_ctrl(VcpuFile& file, unsigned long /*argument*/)
 {
     return result_of(file.vcpu().notify_guest_stopped());
@@ -87,6 +115,9 @@ constexpr Row<VcpuFile> rows[] = {
     {request::set_signal_mask, "KVM_SET_SIGNAL_MASK", set_signal_mask},
     {KVM_GET_TSC_KHZ, "KVM_GET_TSC_KHZ", get_tsc_khz},
     {KVM_SET_TSC_KHZ, "KVM_SET_TSC_KHZ", set_tsc_khz},
+    {KVM_HAS_DEVICE_ATTR, "KVM_HAS_DEVICE_ATTR", reads<has_device_attr>},
+    {KVM_GET_DEVICE_ATTR, "KVM_GET_DEVICE_ATTR", reads<get_device_attr>},
+    {KVM_SET_DEVICE_ATTR, "KVM_SET_DEVICE_ATTR", reads<set_device_attr>},
     {KVM_KVMCLOCK_CTRL, "KVM_KVMCLOCK_CTRL", kvmclock_ctrl},
     {KVM_ENABLE_CAP, "KVM_ENABLE_CAP", reads<enable_capability>},
     {KVM_GET_STATS_FD, "KVM_GET_STATS_FD", get_stats_fd},

@@ -90,7 +90,7 @@ bool VcpuFile::load_synced(kvm_run& area)
         return false;
     }
     if ((dirty & KVM_SYNC_X86_EVENTS) != 0 &&
-        set_events(vcpu_, area.s.regs.events, vm_->shows_payloads) != 0) {
+        set_events(vcpu_, area.s.regs.events, known_events()) != 0) {
         return false;
     }
     area.kvm_dirty_regs = 0;
@@ -112,6 +112,8 @@ void VcpuFile::take_answer(kvm_run& area) noexcept
         *rdmsr->answer = {area.msr.data, area.msr.error != 0};
     } else if (const auto* wrmsr = pending_->get_if<MsrWrite>()) {
         wrmsr->answer->fault = area.msr.error != 0;
+    } else if (const auto* call = pending_->get_if<Hypercall>()) {
+        *call->result = area.hypercall.ret;
     }
 }
 
@@ -171,6 +173,14 @@ long VcpuFile::show(kvm_run& area, const Exit& exit)
                        area.exit_reason = KVM_EXIT_DIRTY_RING_FULL;
                        return 0L;
                    },
+                   [&](const Hypercall& e) {
+                       area.exit_reason = KVM_EXIT_HYPERCALL;
+                       area.hypercall = {};
+                       area.hypercall.nr = e.number;
+                       std::copy(e.arguments.begin(), e.arguments.end(), &area.hypercall.args[0]);
+                       area.hypercall.longmode = e.long_mode ? 1 : 0;
+                       return 0L;
+                   },
                    [&](const Debug& e) {
                        area.exit_reason = KVM_EXIT_DEBUG;
                        area.debug.arch = {};
@@ -217,7 +227,7 @@ void VcpuFile::show_state(kvm_run& area)
         area.s.regs.sregs = sregs_of(vcpu_);
     }
     if ((valid & KVM_SYNC_X86_EVENTS) != 0) {
-        area.s.regs.events = events_of(vcpu_, vm_->shows_payloads);
+        area.s.regs.events = events_of(vcpu_, known_events());
     }
 }
 
@@ -278,7 +288,8 @@ long VcpuFile::run_locked(RunScope& scope)
         return refused(exit.error());
     }
     if (exit->is<PortRead>() || exit->is<PortWrite>() || exit->is<MmioRead>() ||
-        exit->is<MmioWrite>() || exit->is<MsrRead>() || exit->is<MsrWrite>()) {
+        exit->is<MmioWrite>() || exit->is<MsrRead>() || exit->is<MsrWrite>() ||
+        exit->is<Hypercall>()) {
         pending_ = *exit;
     }
     return show(area, *exit);

@@ -68,6 +68,18 @@ long enable_dirty_rings(VmFile& file, __u64 bytes)
     return result;
 }
 
+long set_manual_dirty_log(VmFile& file, __u64 wanted)
+{
+    constexpr __u64 enabled = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
+    const __u64 known = (wanted & enabled) != 0 ? enabled | KVM_DIRTY_LOG_INITIALLY_SET : 0;
+    if ((wanted & ~known) != 0) {
+        return -EINVAL;
+    }
+    file.dirty_log_is_manual = wanted != 0;
+    file.vm().set_initially_dirty((wanted & KVM_DIRTY_LOG_INITIALLY_SET) != 0);
+    return 0;
+}
+
 long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
 {
     if (wanted.flags != 0) {
@@ -87,12 +99,18 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
     case KVM_CAP_X86_USER_SPACE_MSR: return set_msr_exits(file, wanted.args[0]);
     case KVM_CAP_EXCEPTION_PAYLOAD: file.shows_payloads = wanted.args[0] != 0; return 0;
     case KVM_CAP_MAX_VCPU_ID: return limit_vcpu_ids(file, wanted.args[0]);
-    case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
-        if ((wanted.args[0] & ~__u64{KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE}) != 0) {
-            return -EINVAL;
-        }
-        file.dirty_log_is_manual = wanted.args[0] != 0;
+    case KVM_CAP_X86_TRIPLE_FAULT_EVENT: file.shows_triple_faults = wanted.args[0] != 0; return 0;
+    case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: return set_manual_dirty_log(file, wanted.args[0]);
+    case KVM_CAP_X86_DISABLE_EXITS:
+        // Of PAUSE there are none to begin with; as KVM, no error where a CPU could not do it.
+        return (wanted.args[0] & ~__u64{KVM_X86_DISABLE_VALID_EXITS}) == 0 ? 0 : -EINVAL;
+    case KVM_CAP_EXIT_ON_EMULATION_FAILURE:
+        // It is so anyway.
+        return wanted.args[0] <= 1 ? 0 : -EINVAL;
+    case KVM_CAP_MSR_PLATFORM_INFO:
+        file.vm().set_platform_info_readable(wanted.args[0] != 0);
         return 0;
+    case KVM_CAP_EXIT_HYPERCALL: return result_of(file.vm().set_hypercall_exits(wanted.args[0]));
     case KVM_CAP_DIRTY_LOG_RING:
     case KVM_CAP_DIRTY_LOG_RING_ACQ_REL: return enable_dirty_rings(file, wanted.args[0]);
     default: return -EINVAL;

@@ -43,6 +43,7 @@ public:
     std::atomic<std::uint64_t> vcpu_id_end{};    ///< KVM_CAP_MAX_VCPU_ID; 0: not limited.
     std::atomic<unsigned long> mmu_pages{};      ///< KVM_SET_NR_MMU_PAGES.
     std::atomic<bool> shows_payloads{};          ///< KVM_CAP_EXCEPTION_PAYLOAD.
+    std::atomic<bool> shows_triple_faults{};     ///< KVM_CAP_X86_TRIPLE_FAULT_EVENT.
     std::atomic<bool> dirty_log_is_manual{};     ///< KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
 
     std::atomic<std::size_t> dirty_ring_size{};  ///< KVM_CAP_DIRTY_LOG_RING, in bytes; 0: none.
