@@ -82,7 +82,13 @@ struct IrqfdTable::Irqfd final {
     EventLoop::Watch watch;
 };
 
-IrqfdTable::IrqfdTable(EventLoop& loop, SetGsi set_gsi) : loop_{loop}, set_gsi_{std::move(set_gsi)}
+IrqfdTable::IrqfdTable(EventLoop& loop, SetGsi set_gsi, PulseGsi pulse)
+    : loop_{loop},
+      set_gsi_{std::move(set_gsi)},
+      pulse_{pulse ? std::move(pulse) : [this](std::uint32_t gsi) {
+          set_gsi_(gsi, true);
+          set_gsi_(gsi, false);
+      }}
 {
 }
 
@@ -133,9 +139,10 @@ void IrqfdTable::on_signal(const Irqfd& irqfd) const
     if (irqfd.event.take() == 0) {
         return;
     }
-    set_gsi_(irqfd.gsi, true);
-    if (!irqfd.resample) {
-        set_gsi_(irqfd.gsi, false);
+    if (irqfd.resample) {
+        set_gsi_(irqfd.gsi, true);
+    } else {
+        pulse_(irqfd.gsi);
     }
 }
 

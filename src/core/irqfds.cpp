@@ -6,9 +6,12 @@ namespace vmm::core {
 
 Irqfds::Irqfds(EventLoop& loop, x86::irqchip::Irqchip& irqchip)
     : irqchip_{irqchip},
-      table_{std::make_shared<device::IrqfdTable>(loop, [&irqchip](std::uint32_t gsi, bool level) {
-          irqchip.set_line(gsi, x86::irqchip::irq_source_resample, level);
-      })}
+      table_{std::make_shared<device::IrqfdTable>(
+          loop,
+          [&irqchip](std::uint32_t gsi, bool level) {
+              irqchip.set_line(gsi, x86::irqchip::irq_source_resample, level);
+          },
+          [&irqchip](std::uint32_t gsi) { irqchip.pulse(gsi, x86::irqchip::irq_source_resample); })}
 {
 }
 

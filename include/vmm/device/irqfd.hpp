@@ -54,8 +54,12 @@ public:
     /// in `acknowledge()`, under no lock.
     using SetGsi = std::function<void(std::uint32_t gsi, bool level)>;
 
-    /// `loop` must outlive this.
-    IrqfdTable(EventLoop& loop, SetGsi set_gsi);
+    using PulseGsi = std::function<void(std::uint32_t gsi)>;
+
+    /// @param loop   Must outlive this.
+    /// @param pulse  Raises and lowers a GSI in one, where that is another thing than `set_gsi`
+    ///               twice: whoever changes where GSIs lead may come between the two.
+    IrqfdTable(EventLoop& loop, SetGsi set_gsi, PulseGsi pulse = {});
     IrqfdTable(const IrqfdTable&) = delete;
     IrqfdTable& operator=(const IrqfdTable&) = delete;
     IrqfdTable(IrqfdTable&&) = delete;
@@ -91,6 +95,7 @@ private:
 
     EventLoop& loop_;
     const SetGsi set_gsi_;
+    const PulseGsi pulse_;
     std::mutex mutex_;
     std::vector<std::shared_ptr<Irqfd>> irqfds_;
 };

@@ -210,6 +210,16 @@ int Irqchip::set_line(std::uint32_t gsi, unsigned source, bool level) noexcept
     return status;
 }
 
+void Irqchip::pulse(std::uint32_t gsi, unsigned source) noexcept
+{
+    const auto routes = routing_.find(gsi);
+    for (const bool level : {true, false}) {
+        for (const GsiRoute& route : routes) {
+            set_pin(route, source, level);
+        }
+    }
+}
+
 int Irqchip::signal_msi(Gpa address, std::uint32_t data) noexcept
 {
     return std::max(bus_.deliver_msi(address, data), 0);

@@ -95,6 +95,10 @@ public:
     /// @return below 0 masked or led nowhere, 0 coalesced, above 0 the number of CPUs reached.
     int set_line(std::uint32_t gsi, unsigned source, bool level) noexcept;
 
+    /// Raises and lowers a GSI, by the same routes even if they change meanwhile: a line that was
+    /// raised by routes of before would stay up, and have no edge any more.
+    void pulse(std::uint32_t gsi, unsigned source) noexcept;
+
     /// KVM_SIGNAL_MSI.
     ///
     /// @return the number of CPUs reached; 0 if the guest blocks it or it is for no CPU.
