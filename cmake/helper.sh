@@ -7,7 +7,7 @@
 # build_helper VERSION: builds the helper for the kernel VERSION, in a copy of its sources, and sets $helper.  sparse looks at
 # it where it is installed.
 build_helper() {
-    local version=$1 folder=$root/build/helper/$1 headers=/lib/modules/$1/build
+    local version=$1 folder=$root/build/helper/$1 headers=${VMM_KERNEL_TREE:-/lib/modules/$1/build}
     [[ -d $headers ]] || install_missing "linux-headers-$version"
     [[ -d $headers ]] || die "there are no headers of kernel $version in $headers"
     install_missing make gcc

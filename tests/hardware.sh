@@ -34,6 +34,8 @@ tests/hardware.sh svm|vmx [OPTION…] -- COMMAND…
   --count            an instruction is a tick of the TSC in the svm machine (as it is in the vmx machine): slower
   --timeout SECONDS  the most it may take (svm 600, vmx 3600)
 
+VMM_KERNEL_TREE and VMM_KERNEL_MODULES in the environment name a built kernel tree and where its modules are installed (tests/kasan.sh).
+
 COMMAND is a line for the machine's shell.  Its first word, if it is a program here, is taken along like a --file.
 Its output is this script's, its exit status too; 125 if the machine came to no end, 124 if the machine's kernel
 complained in its log, which is shown.
@@ -91,6 +93,13 @@ install_missing "${packages[@]}"
 [[ -z ${VMM_KERNEL:-} ]] || die "VMM_KERNEL has no modules beside it: unset it"
 find_kernel
 find_busybox
+modules_root=$guest/kernel
+version=${kernel##*/vmlinuz-}
+if [[ -n ${VMM_KERNEL_TREE:-} ]]; then
+    kernel=$VMM_KERNEL_TREE/arch/x86/boot/bzImage
+    version=$(<"$VMM_KERNEL_TREE/include/config/kernel.release")
+    modules_root=$VMM_KERNEL_MODULES
+fi
 
 work=$(mktemp -d)
 child=
@@ -130,8 +139,7 @@ for file in "${files[@]}"; do
     add_file "$file"
 done
 
-version=${kernel##*/vmlinuz-}
-depmod -b "$guest/kernel" "$version"
+depmod -b "$modules_root" "$version"
 : >"$tree/vmm/modules"
 for module in $modules; do
     if [[ $module == vmm_helper ]]; then
@@ -141,7 +149,7 @@ for module in $modules; do
         echo "/vmm/vmm_helper.ko$([[ $machine != vmx ]] || echo ' guest_ticks=200000')" >>"$tree/vmm/modules"
         continue
     fi
-    modprobe -d "$guest/kernel" -S "$version" --show-depends "$module" >"$work/depends" ||
+    modprobe -d "$modules_root" -S "$version" --show-depends "$module" >"$work/depends" ||
         die "Debian's kernel $version has no module '$module'"
     while read -r _ path _; do
         [[ -f $tree/vmm/${path##*/} ]] || echo "/vmm/${path##*/}" >>"$tree/vmm/modules"

@@ -191,7 +191,7 @@ static int load(struct vmm_vcpu *vcpu)
 	/* A refused group is dirty still. */
 	dirty |= vcpu->refused;
 	vcpu->refused = 0;
-	vcpu->stored |= dirty;
+	vcpu->stored |= dirty & VMM_DIRTY_ALL;
 	if (dirty & VMM_DIRTY_CONTROLS) {
 		memcpy(vcpu->small_exits, from->small_exits, sizeof(vcpu->small_exits));
 		error = load_controls(&vmcb->control, area, &reason);
