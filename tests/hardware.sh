@@ -196,6 +196,7 @@ clock: sync=none
 sound: driver=dummy
 speaker: enabled=0
 log: $work/bochs.log
+error: action=ignore
 panic: action=fatal
 END
     echo c >"$work/bochs.rc"

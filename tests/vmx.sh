@@ -5,7 +5,8 @@
 #
 #     tests/vmx.sh [PRESET]    dev; takes a quarter of an hour or more
 #
-# Bochs takes minutes to boot, so all checks share one machine; then another one has kvm_intel beside it.
+# Bochs takes minutes to boot, so all checks share one machine; then another one has kvm_intel beside it.  Its CPU says that it
+# has 3.5 GHz while an instruction is a tick of its TSC, so each second that a test sleeps takes it minutes.
 # VMM_HELPER_CALLS and VMM_HELPER_KILLS say how long the bad callers go on.  Ends with a line "N passed, N failed"; exit
 # status 0 if nothing failed.
 
