@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -142,6 +143,12 @@ void VcpuCore::deliver_init() noexcept
 void VcpuCore::deliver_sipi(std::uint8_t vector) noexcept
 {
     sipi_vector_.store(vector);
+    wake();
+}
+
+void VcpuCore::unhalt() noexcept
+{
+    unhalted_.store(true);
     wake();
 }
 
@@ -290,6 +297,9 @@ bool VcpuCore::has_wake_event() noexcept
     const bool takes_interrupts = (cpu.rflags & rflags_if) != 0U;
     const bool nmi = nmi_pending_.load(std::memory_order_relaxed) != 0U && !cpu.nmi_blocked;
     const bool init = init_pending_.load() && !cpu.smm;
+    if (unhalted_.load(std::memory_order_relaxed)) {
+        return true;
+    }
     if (block_events_) {
         return init || cpu.pending_debug != 0U || cpu.inject.has_value();
     }
@@ -305,6 +315,7 @@ bool VcpuCore::is_runnable() noexcept
         if (!has_wake_event()) {
             return false;
         }
+        unhalted_.store(false);
         mp_state_ = x86::MpState::Runnable;
         return true;
     case x86::MpState::Uninitialized:
@@ -610,7 +621,9 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
     // KVM "Linux KVM Hypercall": EPERM from user mode; of the calls, those whose CPUID bits are
     // not offered do not exist.
     constexpr std::uint64_t vapic_poll_irq = 1;
+    constexpr std::uint64_t kick_cpu = 5;
     constexpr std::uint64_t send_ipi = 10;
+    constexpr std::uint64_t sched_yield = 11;
     constexpr std::int64_t eperm = -1;
     constexpr std::int64_t enosys = -1000;
     const bool is_64 = (cpu.efer & (1U << 10U)) != 0U && cpu.seg[x86::Cs].l != 0U;
@@ -632,6 +645,14 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
         }
         result = einval;
     } else if (call == vapic_poll_irq) {
+        result = 0;
+    } else if (call == kick_cpu && lapic_ != nullptr &&
+               has_pv_feature(x86::feature::kvm_pv_unhalt)) {
+        vm_->unhalt(static_cast<std::uint32_t>(cpu.gpr[x86::Rcx]));
+        result = 0;
+    } else if (call == sched_yield && has_pv_feature(x86::feature::kvm_pv_sched_yield)) {
+        // To whom is the host's affair: its scheduler knows who is preempted.
+        std::this_thread::yield();
         result = 0;
     } else if (call == send_ipi && lapic_ != nullptr &&
                has_pv_feature(x86::feature::kvm_pv_send_ipi)) {

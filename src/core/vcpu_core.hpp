@@ -87,6 +87,8 @@ public:
     void enforce_pv_features(bool enforced) noexcept { enforces_pv_features_ = enforced; }
     Result<void> setup_mce(std::uint64_t mcg_cap);
     Result<void> inject_mce(const x86::MachineCheck& error);
+    /// Another vCPU has asked for it: the HLT that this one is in, or its next, ends.  Any thread.
+    void unhalt() noexcept;
     /// kvmclock was set: the guest's page needs new contents.  Any thread.
     void clock_changed() noexcept;
 
@@ -218,6 +220,7 @@ private:
     std::atomic<bool> init_pending_{};
     std::atomic<bool> smi_pending_{};
     std::atomic<bool> clock_changed_{};
+    std::atomic<bool> unhalted_{};
     static constexpr int no_sipi = -1;
     std::atomic<int> sipi_vector_{no_sipi};
 

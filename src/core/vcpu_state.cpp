@@ -457,7 +457,9 @@ VcpuStatistics VcpuCore::statistics() const
 
 x86::MpState VcpuCore::mp_state() noexcept
 {
-    return mp_state_;
+    // One that was told to go on is no longer halted, though it may not have noticed.
+    return mp_state_ == x86::MpState::Halted && unhalted_.load() ? x86::MpState::Runnable
+                                                                 : mp_state_;
 }
 
 Result<void> VcpuCore::set_guest_debug(const x86::GuestDebug& debug)

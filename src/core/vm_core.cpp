@@ -412,6 +412,15 @@ void VmCore::forget_vcpu(std::uint32_t id) noexcept
     vcpus_.erase(id);
 }
 
+void VmCore::unhalt(std::uint32_t id) noexcept
+{
+    const std::lock_guard lock{mutex_};
+    const auto found = vcpus_.find(id);
+    if (found != vcpus_.end() && found->second != nullptr) {
+        found->second->unhalt();
+    }
+}
+
 VmCore::ClockReference VmCore::clock_reference() const noexcept
 {
     const std::lock_guard lock{clock_mutex_};

@@ -118,6 +118,8 @@ public:
 
     Result<std::shared_ptr<VcpuCore>> create_vcpu(std::uint32_t id);
     void forget_vcpu(std::uint32_t id) noexcept;
+    /// KVM_HC_KICK_CPU: the vCPU of this id, if there is one, goes on behind its HLT.
+    void unhalt(std::uint32_t id) noexcept;
 
     /// kvmclock: nanoseconds since the VM was made, or since and from what `set_clock_ns` set.
     [[nodiscard]] std::uint64_t clock_ns() const noexcept;

@@ -13,6 +13,12 @@
 
 namespace vmm::x86 {
 
+namespace feature {
+// Known, and not offered unless the VMM does.
+inline constexpr CpuidFeature kvm_pv_unhalt{0x4000'0001, 0, CpuidRegister::Eax, 7};
+inline constexpr CpuidFeature kvm_pv_sched_yield{0x4000'0001, 0, CpuidRegister::Eax, 13};
+}  // namespace feature
+
 namespace msr {
 inline constexpr std::uint32_t kvm_async_pf_en = 0x4b56'4d02;
 inline constexpr std::uint32_t kvm_steal_time = 0x4b56'4d03;

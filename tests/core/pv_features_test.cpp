@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <system_error>
+#include <thread>
 
 #include "small_vm.hpp"
 
@@ -117,6 +118,56 @@ TEST_P(PvFeatures, ExistByCpuidWhereThatIsAskedFor)
     EXPECT_FALSE(vcpu.msr(steal_time));
     vcpu.enforce_pv_features(false);
     EXPECT_TRUE(vcpu.msr(steal_time));
+}
+
+/// mov $call, %eax; mov $1, %ecx; vmcall; hlt
+void place_hypercall(SmallVm& small, unsigned call)
+{
+    small.place(SmallVm::code_at, {0x66, 0xb8, call, 0, 0, 0, 0x66, 0xb9, 1, 0, 0, 0, 0x0f, 0x01,
+                                   0xc1, 0xe6, 0x10, 0xf4});
+}
+
+constexpr unsigned kick_cpu = 5;
+constexpr unsigned sched_yield = 11;
+constexpr std::uint32_t enosys = 0xffff'fc18;
+
+TEST_P(PvFeatures, AVcpuMayEndAnothersHalt)
+{
+    if (engine() == Engine::Kvm) {
+        GTEST_SKIP() << "the host's KVM answers hypercalls, and knows no other vCPU";
+    }
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    place_hypercall(small, kick_cpu);
+    small.place(0x1800, {0xf4, 0xe6, 0x11, 0xf4});  // hlt; out %al, $0x11; hlt
+    Vcpu first = small.vcpu(0);
+    Vcpu second = small.vcpu(1);
+    second.set_mp_state(x86::MpState::Runnable).value();
+    second.set_regs({.rsp = 0x8000, .rip = 0x1800, .rflags = 2});  // It takes no interrupts.
+    std::thread other{[&] {
+        const Exit exit = second.run().value();
+        EXPECT_TRUE(exit.is<PortWrite>()) << exit.name();
+    }};
+    EXPECT_TRUE(first.run().value().is<PortWrite>());
+    EXPECT_EQ(first.regs().rax & 0xffff'ffffU, 0U);
+    other.join();
+}
+
+TEST_P(PvFeatures, HypercallsThatCpuidDoesNotOfferMayBeHidden)
+{
+    if (engine() == Engine::Kvm) {
+        GTEST_SKIP() << "the host's KVM answers hypercalls";
+    }
+    for (const unsigned call : {kick_cpu, sched_yield}) {
+        SmallVm small{engine(), SmallVm::Irqchip::Full};
+        place_hypercall(small, call);
+        Vcpu vcpu = small.vcpu();
+        ASSERT_TRUE(vcpu.run().value().is<PortWrite>());
+        EXPECT_EQ(vcpu.regs().rax & 0xffff'ffffU, 0U) << "a vCPU 1 there is not, nor an error";
+        vcpu.enforce_pv_features(true);
+        vcpu.set_regs({.rsp = 0x8000, .rip = SmallVm::code_at, .rflags = 2});
+        ASSERT_TRUE(vcpu.run().value().is<PortWrite>());
+        EXPECT_EQ(vcpu.regs().rax & 0xffff'ffffU, enosys);
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, PvFeatures, test::engines, test::engine_name);
