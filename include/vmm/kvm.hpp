@@ -117,7 +117,6 @@ enum class Capability : std::uint32_t {
     ExceptionPayload = 164,
     ManualDirtyLogProtect2 = 168,  ///< 1: manually; 2: all dirty at first (`set_initially_dirty`).
     AsyncPfInt = 183,
-    SmallerMaxphyaddr = 185,  ///< Addresses beyond what CPUID says are reserved, as on such a CPU.
     X86UserSpaceMsr = 188,
     X86MsrFilter = 189,
     EnforcePvFeatureCpuid = 190,

@@ -134,7 +134,6 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::X86UserSpaceMsr:
     case Capability::X86MsrFilter: return 1;
     case Capability::ManualDirtyLogProtect2: return 3;
-    case Capability::SmallerMaxphyaddr: return options_.engine == Engine::Soft ? 1 : 0;
     case Capability::ExitHypercall:
         return core::has_hypercall_exits(options_) ? 1 << core::VmCore::map_gpa_range : 0;
     case Capability::X86Smm: return core::has_smm(options_) ? 1 : 0;
