@@ -147,6 +147,7 @@ void SvmVcpu::store_intercepts() noexcept
     wanted.add_debug_registers()
         .add(Intercept::WriteCr8)
         .add(Intercept::SelectiveCr0Write)
+        .add(Intercept::UndefinedOpcode)  // VMCALL, which is a hypercall here too.
         .add(Intercept::Cpuid)
         .add(Intercept::Hlt)
         .add(Intercept::TaskSwitch)

@@ -20,6 +20,7 @@ enum class Intercept : std::uint8_t {
     WriteCr0 = 16,
     WriteCr4 = 20,
     WriteCr8 = 24,
+    UndefinedOpcode = 70,
     Interrupt = 96,
     VirtualInterrupt = 100,
     SelectiveCr0Write = 101,
