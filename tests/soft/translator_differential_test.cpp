@@ -340,6 +340,26 @@ TEST(Translator, TranslatesWhatIsHot)
     }
 }
 
+/// A block that ends with bytes that are no instruction, everything before them in the TLB.
+TEST(Translator, WhatIsNoInstructionEndsABlock)
+{
+    for (const TranslationMode mode :
+         {TranslationMode::Off, TranslationMode::On, TranslationMode::Stress}) {
+        Guest guest{std::size_t{2} << 20U, mode};
+        guest.long_mode();
+        guest.load(Guest::code, {0xff, 0x06, 0x06});  // incl (%rsi); none in 64-bit code
+        constexpr std::uint32_t runs = 200;
+        for (std::uint32_t run = 0; run < runs; ++run) {
+            guest.state().rip = Guest::code;
+            guest.reg(Rsi) = Guest::data;
+            guest.reg(Rsp) = Guest::stack;
+            ASSERT_EQ(guest.run(), Reason::Halt);
+            ASSERT_EQ(guest.halted_by_vector(), 6);
+            ASSERT_EQ(guest.get<std::uint32_t>(Guest::data), run + 1);
+        }
+    }
+}
+
 TEST(Translator, TranslationsGoWithTheirBlocks)
 {
     Guest guest{std::size_t{2} << 20U, TranslationMode::On};

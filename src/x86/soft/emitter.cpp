@@ -121,7 +121,8 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
         step.x87 = x87_;
         step.is_emitted = true;
         L(step.body);
-        if (step_ + 1 == steps_.size()) {
+        // The last one is another where bytes follow that are no instruction.
+        if (op.interpret == go_on_64 || op.interpret == go_on) {
             fall_out(op);
             continue;
         }
@@ -134,7 +135,7 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
         }
         if (!is_offered || !emit_step(insn, op, cpu)) {
             interpret();
-            ended_ = ended_ || (is_offered && ends_block(insn));
+            ended_ = ended_ || step_ + 1 == steps_.size() || (is_offered && ends_block(insn));
         }
     }
 }
