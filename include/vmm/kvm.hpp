@@ -123,6 +123,7 @@ enum class Capability : std::uint32_t {
     DirtyLogRing = 192,    ///< The most bytes of one ring.
     SetGuestDebug2 = 195,  ///< The bits of KVM_GUESTDBG_* that are known.
     ExitHypercall = 201,   ///< The hypercalls, by bit, that `Vm::set_hypercall_exits` takes.
+    DisableQuirks2 = 213,  ///< The quirks, by bit, that `Vm::disable_quirks` takes.
     X86TripleFaultEvent = 218,
     DirtyLogRingAcqRel = 223,
 };

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "vmm/x86/quirk.hpp"
 #include "x86/cpuid.hpp"
 #include "x86/kvm/engine.hpp"
 #include "x86/lockstep/engine.hpp"
@@ -118,6 +119,17 @@ bool has_smm(const KvmOptions& options) noexcept
 bool has_hypercall_exits(const KvmOptions& options) noexcept
 {
     return options.engine != Engine::Kvm && !options.lockstep;
+}
+
+std::uint64_t possible_quirks(const KvmOptions& options) noexcept
+{
+    using namespace x86::quirk;
+    if (options.engine == Engine::Kvm || options.lockstep == Engine::Kvm) {
+        // KVM takes no new CPUID from a vCPU that has run, so bit 18 cannot be followed.
+        const auto limits = x86::kvm::query_limits();
+        return limits ? limits->quirks & (fix_hypercall_insn | mwait_never_ud_faults) : 0U;
+    }
+    return misc_enable_no_mwait | fix_hypercall_insn | mwait_never_ud_faults;
 }
 
 }  // namespace vmm::core

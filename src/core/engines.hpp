@@ -29,6 +29,9 @@ namespace vmm::core {
 /// Whether the library answers the guest's hypercalls, and can have one leave.
 [[nodiscard]] bool has_hypercall_exits(const KvmOptions& options) noexcept;
 
+/// KVM's quirks that may be turned off.
+[[nodiscard]] std::uint64_t possible_quirks(const KvmOptions& options) noexcept;
+
 /// All that a guest may be offered.
 [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options);
 

@@ -136,6 +136,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::ManualDirtyLogProtect2: return 3;
     case Capability::ExitHypercall:
         return core::has_hypercall_exits(options_) ? 1 << core::VmCore::map_gpa_range : 0;
+    case Capability::DisableQuirks2: return static_cast<int>(core::possible_quirks(options_));
     case Capability::X86Smm: return core::has_smm(options_) ? 1 : 0;
     case Capability::Mce: return static_cast<int>(x86::max_mce_banks);
     case Capability::SetGuestDebug2: return 0x1f'0003;  // Steps, breakpoints, injection, blocking.

@@ -11,6 +11,7 @@
 
 #include "core/log.hpp"
 #include "core/vm_core.hpp"
+#include "vmm/x86/quirk.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::core {
@@ -198,6 +199,9 @@ Result<Exit> VcpuCore::run() noexcept
                 return Exit{*hypercall_, this};
             }
             finish_hypercall();
+        }
+        if (std::exchange(monitor_changed_, false)) {
+            follow_misc_enable();
         }
         handle_init_and_sipi();
         if (clock_changed_.load(std::memory_order_relaxed) && clock_changed_.exchange(false)) {
@@ -664,6 +668,11 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
         is_64 ? static_cast<std::uint64_t>(result) : static_cast<std::uint32_t>(result);
 }
 
+bool VcpuCore::has_quirk(std::uint64_t quirk) noexcept
+{
+    return vm_->has_quirk(quirk);
+}
+
 void VcpuCore::leave_for_hypercall(const x86::CpuState& cpu, bool is_64) noexcept
 {
     const std::uint64_t width = is_64 ? ~std::uint64_t{0} : 0xffff'ffffU;
@@ -814,6 +823,36 @@ bool VcpuCore::access_kvmclock_msr(std::uint32_t index, std::uint64_t& value, bo
     }
 }
 
+bool VcpuCore::write_misc_enable(std::uint64_t value, x86::MsrAccess access) noexcept
+{
+    const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
+    const bool changes = is_monitor_enabled() != ((value & x86::msr::misc_enable_mwait) != 0U);
+    // SDM Vol. 4, IA32_MISC_ENABLE: a CPU without SSE3 has no such bit.
+    if ((changes && !cpuid.has(x86::feature::sse3)) ||
+        !msrs_.write(cpuid, x86::msr::misc_enable, value, access)) {
+        return false;
+    }
+    if (changes && access == x86::MsrAccess::Host) {
+        follow_misc_enable();
+    } else if (changes) {
+        monitor_changed_ = true;  // Not while the engine executes by the CPUID of now.
+        engine_->request_exit();
+    }
+    return true;
+}
+
+bool VcpuCore::is_monitor_enabled() const noexcept
+{
+    return (msrs_.misc_enable() & x86::msr::misc_enable_mwait) != 0U;
+}
+
+void VcpuCore::follow_misc_enable() noexcept
+{
+    const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
+    // An engine that took the leaves of before takes these.
+    static_cast<void>(engine_->set_cpuid(cpuid.with(x86::feature::monitor, is_monitor_enabled())));
+}
+
 bool VcpuCore::access_msr(std::uint32_t index,
                           std::uint64_t& value,
                           bool write,
@@ -859,6 +898,10 @@ bool VcpuCore::access_msr(std::uint32_t index,
         return false;
     }
     const x86::Cpuid& cpuid = state(StateGroup::None).cpuid;
+    if (write && index == x86::msr::misc_enable &&
+        !vm_->has_quirk(x86::quirk::misc_enable_no_mwait)) {
+        return write_misc_enable(value, access);
+    }
     return write ? msrs_.write(cpuid, index, value, access)
                  : msrs_.read(cpuid, index, value, access);
 }

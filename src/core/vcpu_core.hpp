@@ -108,6 +108,7 @@ public:
     std::uint64_t apic_base() noexcept override;
     std::uint64_t guest_tsc() noexcept override;
     void hypercall(x86::CpuState& state) noexcept override;
+    bool has_quirk(std::uint64_t quirk) noexcept override;
 
     /// As `Vcpu` documents it.  Any thread.
     [[nodiscard]] VcpuStatistics statistics() const;
@@ -168,6 +169,10 @@ private:
     [[nodiscard]] bool answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept;
     [[nodiscard]] bool answer_port_write(Port port, std::span<const std::byte> data) noexcept;
     void wake() noexcept;
+    /// With `quirk::misc_enable_no_mwait` turned off CPUID.1:ECX[3] follows IA32_MISC_ENABLE.
+    [[nodiscard]] bool write_misc_enable(std::uint64_t value, x86::MsrAccess access) noexcept;
+    [[nodiscard]] bool is_monitor_enabled() const noexcept;
+    void follow_misc_enable() noexcept;
     /// A hypercall that leaves: `run()` returns it next.
     void leave_for_hypercall(const x86::CpuState& cpu, bool is_64) noexcept;
     /// The caller has answered it.
@@ -210,6 +215,7 @@ private:
     bool io_pending_{};       // The last exit was an access that the next entry completes.
     bool block_events_{};     // A debugger wants no interrupt.
     bool user_irq_window_{};  // The caller wants `IrqWindow`.
+    bool monitor_changed_{};  // By IA32_MISC_ENABLE: CPUID is to follow.
     bool shutdown_{};  // A triple fault is pending, as of a machine check: the next run ends so.
     std::optional<std::uint8_t> user_interrupt_;   // KVM_INTERRUPT, waiting.
     std::optional<x86::Event> pending_exception_;  // Of set_events(), not yet taken up.

@@ -9,6 +9,7 @@
 
 #include "core/vcpu_core.hpp"
 #include "core/vm_core.hpp"
+#include "vmm/x86/quirk.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::core {
@@ -212,7 +213,10 @@ Result<void> VcpuCore::set_cpuid(std::span<const x86::CpuidEntry> entries)
             std::errc::argument_list_too_long,
             fmt::format("set_cpuid: {} entries, at most {} are permitted", entries.size(), most)};
     }
-    const x86::Cpuid cpuid{entries};
+    x86::Cpuid cpuid{entries};
+    if (!vm_->has_quirk(x86::quirk::misc_enable_no_mwait)) {
+        cpuid = cpuid.with(x86::feature::monitor, is_monitor_enabled());
+    }
     const x86::Cpuid supported{vm_->supported_cpuid()};
     for (const x86::CpuidFeature& f : host_executed_features) {
         if (cpuid.has(f) && !supported.has(f)) {

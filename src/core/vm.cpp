@@ -64,6 +64,11 @@ Result<void> Vm::set_hypercall_exits(std::uint64_t calls)
     return core_->set_hypercall_exits(calls);
 }
 
+Result<void> Vm::disable_quirks(std::uint64_t quirks)
+{
+    return core_->disable_quirks(quirks);
+}
+
 Result<void> Vm::enable_dirty_rings(std::uint32_t entries)
 {
     return core_->enable_dirty_rings(entries);

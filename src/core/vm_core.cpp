@@ -466,6 +466,21 @@ Result<void> VmCore::set_hypercall_exits(std::uint64_t calls)
     return success;
 }
 
+Result<void> VmCore::disable_quirks(std::uint64_t quirks)
+{
+    const std::uint64_t possible = possible_quirks(options_);
+    if ((quirks & ~possible) != 0U) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("disable_quirks({:#x}): {:#x} is possible with this engine",
+                                 quirks, possible)};
+    }
+    if (possible != 0U) {
+        VMM_TRY_VOID(engine_->disable_quirks(quirks));
+    }
+    disabled_quirks_.store(quirks, std::memory_order_relaxed);
+    return success;
+}
+
 void VmCore::set_clock_ns(std::uint64_t now) noexcept
 {
     {

@@ -113,6 +113,12 @@ public:
                (hypercall_exits_.load(std::memory_order_relaxed) >> number & 1U) != 0U;
     }
 
+    Result<void> disable_quirks(std::uint64_t quirks);
+    [[nodiscard]] bool has_quirk(std::uint64_t quirk) const noexcept
+    {
+        return (disabled_quirks_.load(std::memory_order_relaxed) & quirk) == 0U;
+    }
+
     Result<void> set_boot_cpu_id(std::uint32_t id);
     [[nodiscard]] std::uint32_t boot_cpu_id() const noexcept { return boot_cpu_id_; }
 
@@ -201,6 +207,7 @@ private:
     std::atomic<std::uint64_t> remote_tlb_flushes_{};
     std::atomic<std::uint32_t> msr_exits_{};  // Of `x86::MsrExitReason`.
     std::atomic<bool> platform_info_readable_{true};
+    std::atomic<std::uint64_t> disabled_quirks_{};
     std::atomic<std::uint64_t> hypercall_exits_{};  // By number.
 
     std::mutex mutex_;  // vcpus_ and all that is made once.

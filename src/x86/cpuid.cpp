@@ -22,15 +22,15 @@ constexpr std::uint32_t centaur_class = 0xc000'0000;
 constexpr std::uint32_t topology_leaf = 0xb;
 constexpr std::uint32_t topology_v2_leaf = 0x1f;
 
-std::uint32_t register_of(const CpuidEntry& entry, CpuidRegister reg) noexcept
+std::uint32_t CpuidEntry::*register_of(CpuidRegister reg) noexcept
 {
     switch (reg) {
-    case CpuidRegister::Eax: return entry.eax;
-    case CpuidRegister::Ebx: return entry.ebx;
-    case CpuidRegister::Ecx: return entry.ecx;
-    case CpuidRegister::Edx: return entry.edx;
+    case CpuidRegister::Eax: return &CpuidEntry::eax;
+    case CpuidRegister::Ebx: return &CpuidEntry::ebx;
+    case CpuidRegister::Ecx: return &CpuidEntry::ecx;
+    case CpuidRegister::Edx: break;
     }
-    return 0;
+    return &CpuidEntry::edx;
 }
 
 /// The leaf whose EAX tells the last leaf of the class that `function` belongs to.
@@ -79,6 +79,19 @@ const CpuidEntry* Cpuid::find(std::uint32_t function, std::uint32_t index) const
     return found == entries_.end() ? nullptr : &*found;
 }
 
+Cpuid Cpuid::with(CpuidFeature f, bool offered) const
+{
+    Cpuid changed{*this};
+    for (CpuidEntry& each : changed.entries_) {
+        if (each.function == f.leaf && each.index == f.subleaf) {
+            std::uint32_t& word = each.*register_of(f.reg);
+            const std::uint32_t bit = std::uint32_t{1} << f.bit;
+            word = offered ? word | bit : word & ~bit;
+        }
+    }
+    return changed;
+}
+
 CpuidEntry Cpuid::lookup(std::uint32_t function, std::uint32_t index) const noexcept
 {
     CpuidEntry none{};
@@ -113,7 +126,7 @@ CpuidEntry Cpuid::lookup(std::uint32_t function, std::uint32_t index) const noex
 bool Cpuid::has(CpuidFeature f) const noexcept
 {
     const CpuidEntry* const entry = find(f.leaf, f.subleaf);
-    return entry != nullptr && (register_of(*entry, f.reg) >> (f.bit & 31U) & 1U) != 0;
+    return entry != nullptr && (entry->*register_of(f.reg) >> (f.bit & 31U) & 1U) != 0;
 }
 
 std::uint64_t Cpuid::supported_xcr0() const noexcept

@@ -118,6 +118,8 @@ public:
     [[nodiscard]] CpuidEntry lookup(std::uint32_t function, std::uint32_t index) const noexcept;
 
     [[nodiscard]] bool has(CpuidFeature f) const noexcept;
+    /// The same leaves, of which those that can have `f` have it or not.
+    [[nodiscard]] Cpuid with(CpuidFeature f, bool offered) const;
 
     /// Bits of a physical address, CPUID 8000_0008h EAX[7:0] within 32 to 52; 36 where the leaf is
     /// absent.

@@ -154,6 +154,13 @@ public:
 
     /// VMCALL/VMMCALL.  RAX holds the number and receives the result.
     virtual void hypercall(CpuState& state) noexcept = 0;
+
+    /// Whether one of KVM's quirks (`vmm/x86/quirk.hpp`) is not turned off.
+    virtual bool has_quirk(std::uint64_t quirk) noexcept
+    {
+        static_cast<void>(quirk);
+        return true;
+    }
 };
 
 /// Why an engine left the guest.
@@ -315,6 +322,13 @@ public:
     /// The guest may access other MSRs now (`VcpuHost::allows_msr`).  Not from a vCPU's thread
     /// inside `enter()`.  On error nothing has changed.
     virtual Result<void> set_msr_filter(const MsrFilter& filter) = 0;
+
+    /// `VcpuHost::has_quirk` has other answers now; an engine that does not ask it is told here.
+    virtual Result<void> disable_quirks(std::uint64_t quirks)
+    {
+        static_cast<void>(quirks);
+        return success;
+    }
 
     /// The VMM or a device wrote guest memory: code decoded from there is stale.
     virtual void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept = 0;

@@ -43,6 +43,7 @@ inline constexpr std::uint32_t mcg_cap = 0x179;
 inline constexpr std::uint32_t mcg_status = 0x17a;
 inline constexpr std::uint32_t mcg_ctl = 0x17b;
 inline constexpr std::uint32_t misc_enable = 0x1a0;
+inline constexpr std::uint64_t misc_enable_mwait = 1U << 18U;  ///< ENABLE MONITOR FSM.
 inline constexpr std::uint32_t debugctl = 0x1d9;
 inline constexpr std::uint32_t power_ctl = 0x1fc;
 inline constexpr std::uint32_t mtrr_physbase0 = 0x200;
@@ -119,6 +120,8 @@ public:
                              std::uint32_t index,
                              std::uint64_t value,
                              MsrAccess access) noexcept;
+
+    [[nodiscard]] std::uint64_t misc_enable() const noexcept { return misc_enable_; }
 
     /// KVM_X86_SETUP_MCE.  False if `mcg_cap` asks for what there is not.
     [[nodiscard]] bool setup_mce(std::uint64_t mcg_cap) noexcept;

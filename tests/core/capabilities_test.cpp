@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "small_vm.hpp"
+#include "vmm/x86/quirk.hpp"
 
 namespace vmm {
 namespace {
@@ -159,6 +160,128 @@ TEST_P(Capabilities, AHypercallLeavesWhereThatIsAskedFor)
     again();
     ASSERT_TRUE(vcpu.run().value().is<Halt>());
     EXPECT_EQ(vcpu.regs().rax & 0xffff'ffffU, 0xffff'ffeaU) << "-EINVAL";
+}
+
+// --- Quirks.
+
+constexpr std::uint16_t ud_handler = 0x2000;
+
+/// Whether the vendor string is Intel's.
+bool is_intel(const std::vector<x86::CpuidEntry>& leaves)
+{
+    constexpr std::uint32_t genu = 0x756e'6547;
+    return !leaves.empty() && leaves.front().function == 0 && leaves.front().ebx == genu;
+}
+
+TEST_P(Capabilities, TheOtherVendorsHypercallBecomesTheCpusOwn)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM emulates real mode, and takes the hypercall of its host's vendor";
+    }
+    SmallVm small{engine()};
+    const bool intel = is_intel(small.kvm().supported_cpuid());
+    const unsigned own = intel ? 0xc1 : 0xd9;
+    const unsigned others = intel ? 0xd9 : 0xc1;
+    const auto possible =
+        static_cast<unsigned>(small.kvm().check_extension(Capability::DisableQuirks2));
+    EXPECT_EQ(small.vm().disable_quirks(possible | 0x8000U).error().errno_value(), EINVAL);
+    small.place(4U * 6U, {0x00, ud_handler >> 8U, 0x00, 0x00});  // #UD
+    small.place(ud_handler, {0xf4});
+    Vcpu vcpu = small.vcpu();
+    const auto run = [&] {
+        small.place(at, {0x66, 0xb8, 1, 0, 0, 0, 0x0f, 0x01, others, 0xf4});  // mov $1, %eax; …
+        vcpu.set_regs({.rsp = 0x8000, .rip = at, .rflags = 2});
+        ASSERT_TRUE(vcpu.run().value().is<Halt>());
+    };
+    run();
+    EXPECT_EQ(small.byte_at(at + 8), own);
+    EXPECT_EQ(vcpu.regs().rip, at + 10U);
+    EXPECT_EQ(vcpu.regs().rax & 0xffff'ffffU, 0U) << "KVM_HC_VAPIC_POLL_IRQ";
+    if ((possible & x86::quirk::fix_hypercall_insn) == 0U) {
+        GTEST_SKIP() << "the host's KVM does so always";
+    }
+    ASSERT_TRUE(small.vm().disable_quirks(x86::quirk::fix_hypercall_insn));
+    run();
+    EXPECT_EQ(small.byte_at(at + 8), others);
+    EXPECT_EQ(vcpu.regs().rip, ud_handler + 1U);
+    ASSERT_TRUE(small.vm().disable_quirks(0));
+    run();
+    EXPECT_EQ(small.byte_at(at + 8), own);
+}
+
+/// A copy of the offer, of which CPUID.1:ECX[bit] is cleared.
+std::vector<x86::CpuidEntry> without(std::vector<x86::CpuidEntry> leaves, unsigned bit)
+{
+    for (x86::CpuidEntry& each : leaves) {
+        if (each.function == 1) {
+            each.ecx &= ~(1U << bit);
+        }
+    }
+    return leaves;
+}
+
+TEST_P(Capabilities, MonitorAndMwaitNeverFaultUnlessThatIsTurnedOff)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM's emulator knows no MONITOR";
+    }
+    SmallVm small{engine()};
+    const auto possible =
+        static_cast<unsigned>(small.kvm().check_extension(Capability::DisableQuirks2));
+    if ((possible & x86::quirk::mwait_never_ud_faults) == 0U) {
+        GTEST_SKIP() << "the host's KVM lets them pass always";
+    }
+    small.place(4U * 6U, {0x00, ud_handler >> 8U, 0x00, 0x00});  // #UD
+    small.place(ud_handler, {0xf4});
+    // xor %eax, %eax; xor %ecx, %ecx; xor %edx, %edx; monitor; mwait; hlt
+    small.place(at, {0x66, 0x31, 0xc0, 0x66, 0x31, 0xc9, 0x66, 0x31, 0xd2, 0x0f, 0x01, 0xc8, 0x0f,
+                     0x01, 0xc9, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    ASSERT_TRUE(vcpu.set_cpuid(without(small.kvm().supported_cpuid(), 3)));
+    const auto run_at = [&](std::uint64_t rip) {
+        vcpu.set_regs({.rsp = 0x8000, .rip = rip, .rflags = 2});
+        EXPECT_TRUE(vcpu.run().value().is<Halt>());
+        return vcpu.regs().rip;
+    };
+    EXPECT_EQ(run_at(at), at + 16U);
+    ASSERT_TRUE(small.vm().disable_quirks(x86::quirk::mwait_never_ud_faults));
+    EXPECT_EQ(run_at(at), ud_handler + 1U) << "MONITOR";
+    EXPECT_EQ(run_at(at + 12U), ud_handler + 1U) << "MWAIT";
+}
+
+TEST_P(Capabilities, MonitorIsOfferedAsMiscEnableSaysWhereThatQuirkIsOff)
+{
+    constexpr std::uint32_t misc_enable = 0x1a0;
+    constexpr std::uint64_t mwait = 1U << 18U;
+    SmallVm small{engine()};
+    const auto possible =
+        static_cast<unsigned>(small.kvm().check_extension(Capability::DisableQuirks2));
+    if ((possible & x86::quirk::misc_enable_no_mwait) == 0U) {
+        GTEST_SKIP() << "KVM lets nobody change the CPUID of a vCPU that has run";
+    }
+    // mov $0x1a0, %ecx; rdmsr; xor $1<<18, %eax; wrmsr
+    small.place(at, {0x66, 0xb9, 0xa0, 0x01, 0, 0, 0x0f, 0x32, 0x66, 0x35, 0, 0, 4, 0, 0x0f, 0x30});
+    constexpr std::uint16_t cpuid_at = at + 16U;
+    small.place(cpuid_at, {0x66, 0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0xf4});  // mov $1, %eax; cpuid; hlt
+    Vcpu vcpu = small.vcpu();
+    ASSERT_TRUE(vcpu.set_cpuid(without(small.kvm().supported_cpuid(), 3)));
+    const auto offered_after = [&](std::uint16_t from) {
+        vcpu.set_regs({.rsp = 0x8000, .rip = from, .rflags = 2});
+        EXPECT_TRUE(vcpu.run().value().is<Halt>());
+        return (vcpu.regs().rcx >> 3U & 1U) != 0U;
+    };
+    EXPECT_FALSE(offered_after(at)) << "the quirk";
+    ASSERT_TRUE(vcpu.set_msr(misc_enable, 0));
+    ASSERT_TRUE(small.vm().disable_quirks(x86::quirk::misc_enable_no_mwait));
+    EXPECT_TRUE(offered_after(at)) << "the guest set it";
+    EXPECT_EQ(vcpu.msr(misc_enable).value(), mwait);
+    EXPECT_FALSE(offered_after(at)) << "the guest cleared it";
+    ASSERT_TRUE(vcpu.set_msr(misc_enable, mwait));
+    EXPECT_TRUE(offered_after(cpuid_at)) << "the VMM set it";
+    ASSERT_TRUE(vcpu.set_cpuid(without(small.kvm().supported_cpuid(), 3)));
+    EXPECT_TRUE(offered_after(cpuid_at)) << "new leaves follow it too";
+    ASSERT_TRUE(vcpu.set_cpuid(without(small.kvm().supported_cpuid(), 0)));
+    EXPECT_FALSE(vcpu.set_msr(misc_enable, 0)) << "no SSE3, no such bit";
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, Capabilities, test::engines, test::engine_name);

@@ -138,7 +138,6 @@ TEST(GuestBasic, UndefinedInstructionsRaise)
         {0xf0, 0x01, 0xc0},                    // lock add on a register
         {0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc0},  // vaddps zmm: EVEX
         {0x0f, 0x0f, 0xc1, 0x9e},              // pfadd: 3DNow!
-        {0x0f, 0x01, 0xc8},                    // monitor, unless offered
     };
     for (const auto& bytes : cases) {
         Guest guest;

@@ -23,6 +23,7 @@ struct Limits {
     int memory_slots{};
     int vcpus{};
     int vcpu_ids{};
+    std::uint64_t quirks{};  ///< That may be turned off.
 };
 
 /// Opens `/dev/kvm` and looks whether it has what this engine needs.  ENODEV, or open()'s errno,

@@ -155,7 +155,9 @@ Result<Limits> query_limits()
     };
     const int vcpus = ask(KVM_CAP_MAX_VCPUS);
     const int ids = ask(KVM_CAP_MAX_VCPU_ID);
-    return Limits{ask(KVM_CAP_NR_MEMSLOTS), vcpus, ids > 0 ? ids : vcpus};
+    const int quirks = std::max(ask(KVM_CAP_DISABLE_QUIRKS2), 0);
+    return Limits{ask(KVM_CAP_NR_MEMSLOTS), vcpus, ids > 0 ? ids : vcpus,
+                  static_cast<std::uint64_t>(quirks)};
 }
 
 std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)

@@ -78,9 +78,6 @@ Result<void> configure(const UniqueFd& kvm, const UniqueFd& vm)
         // Without, user code that KVM cannot emulate gets a #UD that no CPU would raise.
         VMM_TRY_VOID(enable(vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1));
     }
-    if ((has(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS) != 0) {
-        VMM_TRY_VOID(enable(vm, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS));
-    }
     // What VMX without "unrestricted guest" needs for real mode: a page of page tables and three
     // for a TSS, where firmware would be; other hosts ignore it.
     std::uint64_t identity_map = 0xfeff'c000;
@@ -124,6 +121,11 @@ bool KvmVm::keeps_msr(std::uint32_t index) noexcept
 Result<void> KvmVm::set_msr_filter(const MsrFilter& filter)
 {
     return filter_msrs(fd_, filter);
+}
+
+Result<void> KvmVm::disable_quirks(std::uint64_t quirks)
+{
+    return enable(fd_, KVM_CAP_DISABLE_QUIRKS2, quirks);
 }
 
 Result<void> KvmVm::set(const Region& region) noexcept
@@ -234,6 +236,10 @@ public:
     Result<void> set_msr_filter(const MsrFilter& filter) override
     {
         return vm_->set_msr_filter(filter);
+    }
+    Result<void> disable_quirks(std::uint64_t quirks) override
+    {
+        return vm_->disable_quirks(quirks);
     }
     void memory_written(Gpa /*gpa*/, std::uint64_t /*size_bytes*/) noexcept override {}
 

@@ -39,6 +39,7 @@ public:
     Result<void> memory_changed();
     /// Which of the MSRs that KVM keeps the guest may access.  Any thread.
     Result<void> set_msr_filter(const MsrFilter& filter);
+    Result<void> disable_quirks(std::uint64_t quirks);
     /// Moves the writes that KVM has logged in a slot to the library's log.  Any thread.
     Result<void> collect_dirty_log(std::uint32_t slot);
 

@@ -51,6 +51,7 @@ public:
     }
     MsrResult refuse_msr(MsrExitReason why) noexcept override { return real_.refuse_msr(why); }
     void hypercall(CpuState& state) noexcept override { real_.hypercall(state); }
+    bool has_quirk(std::uint64_t quirk) noexcept override { return real_.has_quirk(quirk); }
 
 protected:
     VcpuHost& real_;
@@ -514,6 +515,11 @@ public:
     {
         VMM_TRY_VOID(follower_->set_msr_filter(filter));
         return leader_->set_msr_filter(filter);
+    }
+    Result<void> disable_quirks(std::uint64_t quirks) override
+    {
+        VMM_TRY_VOID(follower_->disable_quirks(quirks));
+        return leader_->disable_quirks(quirks);
     }
     void memory_written(Gpa gpa, std::uint64_t size_bytes) noexcept override
     {

@@ -110,6 +110,7 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
     case KVM_CAP_MSR_PLATFORM_INFO:
         file.vm().set_platform_info_readable(wanted.args[0] != 0);
         return 0;
+    case KVM_CAP_DISABLE_QUIRKS2: return result_of(file.vm().disable_quirks(wanted.args[0]));
     case KVM_CAP_EXIT_HYPERCALL: return result_of(file.vm().set_hypercall_exits(wanted.args[0]));
     case KVM_CAP_DIRTY_LOG_RING:
     case KVM_CAP_DIRTY_LOG_RING_ACQ_REL: return enable_dirty_rings(file, wanted.args[0]);

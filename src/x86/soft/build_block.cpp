@@ -69,7 +69,7 @@ bool is_offered(const Cpu& cpu, const Insn& insn) noexcept
     case Isa::Clflush: return cpuid.has(feature::clflush);
     case Isa::Clflushopt: return cpuid.has(feature::clflushopt);
     case Isa::Clwb: return cpuid.has(feature::clwb);
-    case Isa::Monitor: return cpuid.has(feature::monitor);
+    case Isa::Monitor:  // What is not offered is KVM's quirk: the handlers ask.
     case Isa::Cldemote:
     case Isa::Prefetchw: return true;
     case Isa::None: break;

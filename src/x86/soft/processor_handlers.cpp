@@ -9,6 +9,7 @@
 #include <cpuid.h>
 #include <sys/random.h>
 
+#include "vmm/x86/quirk.hpp"
 #include "x86/cpuid_answer.hpp"
 #include "x86/soft/system.hpp"
 #include "x86/soft/system_handlers.hpp"
@@ -39,8 +40,21 @@ const Op* resume_from_smm(Cpu& cpu, const Op* op)
     return leave(cpu, op);
 }
 
+/// VMCALL on AMD's CPUs, VMMCALL on Intel's.  `Op::extra`: VMMCALL.
 const Op* hypercall(Cpu& cpu, const Op* op)
 {
+    if (cpu.cpuid.is_intel() == (op->extra != 0U)) {
+        if (!cpu.host.has_quirk(quirk::fix_hypercall_insn)) {
+            raise(Vector::UD);
+        }
+        // The two differ in their last byte.
+        std::uint64_t linear = cpu.next_rip(*op) - 1U;
+        if (!cpu.code_64()) {
+            linear = (cpu.seg[Cs].base + linear) & 0xffff'ffffU;
+        }
+        store(cpu, Cs, linear, cpu.cpuid.is_intel() ? std::uint8_t{0xc1} : std::uint8_t{0xd9});
+        return leave_to_same(cpu, op);
+    }
     {
         const OutOfGuest out{cpu.vm, cpu};
         cpu.host.hypercall(cpu);
@@ -170,12 +184,19 @@ const Op* hint(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
+/// MONITOR and MWAIT exist at CPL 0 only.
+void require_monitor(const Cpu& cpu)
+{
+    if (cpu.cpl != 0U ||
+        (!cpu.cpuid.has(feature::monitor) && !cpu.host.has_quirk(quirk::mwait_never_ud_faults))) {
+        raise(Vector::UD);
+    }
+}
+
 /// `Op::extra`: the segment of DS:rAX.
 const Op* monitor(Cpu& cpu, const Op* op)
 {
-    if (cpu.cpl != 0U) {
-        raise(Vector::UD);
-    }
+    require_monitor(cpu);
     const std::uint64_t extensions = cpu.code_64() ? cpu.gpr[Rcx] : cpu.gpr[Rcx] & 0xffff'ffffU;
     if (extensions != 0U) {
         raise(Vector::GP, 0);
@@ -197,9 +218,7 @@ const Op* monitor(Cpu& cpu, const Op* op)
 /// Nothing is monitored: a wake-up at once is allowed.
 const Op* mwait(Cpu& cpu, const Op* op)
 {
-    if (cpu.cpl != 0U) {
-        raise(Vector::UD);
-    }
+    require_monitor(cpu);
     return leave(cpu, op);
 }
 
@@ -212,8 +231,8 @@ Handler select_group7(const Insn& insn, Op& op)
         return insn.group == 5U ? undefined_instruction : nullptr;
     }
     switch (insn.modrm) {
-    case 0xc1:
-    case 0xd9: return hypercall;
+    case 0xc1: return hypercall;
+    case 0xd9: op.extra = 1; return hypercall;
     case 0xc8: op.extra = insn.segment <= Gs ? insn.segment : std::uint8_t{Ds}; return monitor;
     case 0xc9: return mwait;
     case 0xf9: return rdtscp;

@@ -177,6 +177,8 @@ void VmxVcpu::store_controls() noexcept
     area_->xcr0 = state_.xcr0;
     if (to.primary != primary.raw() || to.secondary != secondary.raw() || to.options != options ||
         area_->tsc_offset != state_.tsc_offset || to.small_exits != small_exits) {
+        to.exceptions =
+            1U << static_cast<unsigned>(Vector::UD);  // VMMCALL, which is a hypercall here too.
         to.primary = primary.raw();
         to.secondary = secondary.raw();
         to.options = options;

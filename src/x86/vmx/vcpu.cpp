@@ -74,9 +74,10 @@ const EngineExit* VmxVcpu::handle_exception() noexcept
     const F field{area_->vmx.exit_event};
     const Vector vector{static_cast<std::uint8_t>(field.get(F::vector))};
     const bool is_ours = vector == Vector::DB || vector == Vector::AC;
-    if (field.get(F::type) == F::privileged_software_exception ||
+    if (field.get(F::type) == F::privileged_software_exception || vector == Vector::UD ||
         (is_ours && state(StateGroup::Registers).inject)) {
-        // INT1; or it came while another event was being delivered, which begins anew.
+        // INT1; VMMCALL or what is no instruction; or it came while another event was being
+        // delivered, which begins anew.
         return emulate();
     }
     if (!is_ours) {
