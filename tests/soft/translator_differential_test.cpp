@@ -360,6 +360,17 @@ TEST(Translator, WhatIsNoInstructionEndsABlock)
     }
 }
 
+TEST(Translator, APauseThatYieldsKeepsTheFlags)
+{
+    Guest guest{std::size_t{2} << 20U, TranslationMode::On};
+    guest.long_mode();
+    // mov $1000, %ecx; 1: stc; pause; jnc 2f; dec %ecx; jnz 1b; 2: hlt
+    guest.load(Guest::code,
+               {0xb9, 0xe8, 0x03, 0, 0, 0xf9, 0xf3, 0x90, 0x73, 4, 0xff, 0xc9, 0x75, 0xf7, 0xf4});
+    EXPECT_EQ(guest.run(), Reason::Halt);
+    EXPECT_EQ(guest.reg(Rcx), 0U);
+}
+
 TEST(Translator, TranslationsGoWithTheirBlocks)
 {
     Guest guest{std::size_t{2} << 20U, TranslationMode::On};

@@ -201,7 +201,6 @@ BlockCache::Page& BlockCache::add_page(Cpu& cpu, std::uint64_t gfn, bool& is_new
 
 void BlockCache::compare(Page& page, const std::byte* host) noexcept
 {
-    page.check = false;
     for (std::size_t at = 0; at < page_size; at += piece_size) {
         if ((page.current & piece_bit(at)) != 0 &&
             !is_same_piece(page.bytes.data() + at, host + at)) {
@@ -277,6 +276,7 @@ Block* BlockCache::find(Cpu& cpu, bool single)
         attach(cpu);
     }
     const Mode mode{cpu};
+    Block* guess = nullptr;
     if (!single) {
         select_table(cpu, mode);
         const JumpEntry& entry = jump_entry(cpu, cpu.rip);
@@ -287,19 +287,23 @@ Block* BlockCache::find(Cpu& cpu, bool single)
             }
             return &known;
         }
+        // Blocks outlive the entries that lead to them, stale ones too (`collect`).
+        if (entry.rip == cpu.rip && entry.first != nullptr) {
+            guess = &Block::of(*entry.first);
+        }
     }
     const std::uint64_t limit = cpu.seg[Cs].limit;
     if (mode.limited && cpu.rip > limit) {
         raise(Vector::GP, 0);
     }
     CodePage page{};
-    Block* block = find_in_mode(cpu, mode, single, page);
+    Block* block = find_in_mode(cpu, mode, single, page, guess);
     if (block == nullptr) {
         return nullptr;
     }
     if (mode.limited && !single && block->size != 0 && cpu.rip + block->size - 1 > limit) {
         single = true;
-        block = find_in_mode(cpu, mode, true, page);
+        block = find_in_mode(cpu, mode, true, page, nullptr);
     }
     if (block != nullptr && mode.limited && single && block->size != 0 &&
         cpu.rip + block->size - 1 > limit) {
@@ -332,7 +336,11 @@ std::uint64_t BlockCache::next_page(std::uint64_t linear, const Mode& mode) noex
     return mode.context.code_size == CodeSize::Bits64 ? next : next & 0xffff'ffffU;
 }
 
-Block* BlockCache::find_in_mode(Cpu& cpu, const Mode& mode, bool single, CodePage& fetched)
+Block* BlockCache::find_in_mode(Cpu& cpu,
+                                const Mode& mode,
+                                bool single,
+                                CodePage& fetched,
+                                Block* guess)
 {
     const std::uint64_t linear = code_linear(cpu, mode);
     const std::uint64_t next_linear = next_page(linear, mode);
@@ -343,24 +351,19 @@ Block* BlockCache::find_in_mode(Cpu& cpu, const Mode& mode, bool single, CodePag
         }
         const std::byte* const host = fetched.host - (fetched.gpa & page_mask);
         const std::uint64_t key = mode.key(fetched.gpa, single);
-        Block* known = search(key);
-        if (known == nullptr || known->page->check) {
+        const bool is_guessed = guess != nullptr && guess->key == key && !guess->dead;
+        Block* const known = is_guessed ? guess : search(key);
+        if (known == nullptr) {
             bool is_new = false;
             Page& page = add_page(cpu, fetched.gpa / page_size, is_new);
             if (is_new) {
                 continue;
             }
-            if (page.check) {
-                compare(page, host);
-                known = search(key);
+            Block* const built = build(cpu, mode, page, host, fetched.gpa, next_linear, single);
+            if (built == nullptr && !no_memory_) {
+                continue;  // The second page has been registered: host pointers are stale.
             }
-            if (known == nullptr) {
-                Block* const built = build(cpu, mode, page, host, fetched.gpa, next_linear, single);
-                if (built == nullptr && !no_memory_) {
-                    continue;  // The second page has been registered: host pointers are stale.
-                }
-                return built;
-            }
+            return built;
         }
         if (known->second_gpa == Block::no_page || second_page_matches(cpu, next_linear, *known)) {
             if (!known->dead) {
@@ -378,14 +381,7 @@ bool BlockCache::second_page_matches(Cpu& cpu, std::uint64_t next_linear, const 
     if (fetched.host == nullptr || fetched.gpa != block.second_gpa) {
         return false;
     }
-    Page* const page = find_page(fetched.gpa / page_size);
-    if (page == nullptr) {
-        return false;
-    }
-    if (page->check) {
-        compare(*page, fetched.host);
-    }
-    return true;
+    return find_page(fetched.gpa / page_size) != nullptr;
 }
 
 /// Decodes one block into a buffer.
@@ -551,9 +547,6 @@ Block* BlockCache::build(Cpu& cpu,
         second = &add_page(cpu, fetched.gpa / page_size, is_new);
         if (is_new) {
             return nullptr;
-        }
-        if (second->check) {
-            compare(*second, fetched.host);
         }
         read_bytes(*second, fetched.host, 0, max_length);
         second_gpa = fetched.gpa;
@@ -753,10 +746,10 @@ void BlockCache::invalidate(std::uint64_t gpa, std::uint64_t size) noexcept
     }
 }
 
-void BlockCache::revalidate(std::uint64_t gfn) noexcept
+void BlockCache::revalidate(std::uint64_t gfn, const std::byte* host) noexcept
 {
     if (Page* const page = find_page(gfn)) {
-        page->check = true;
+        compare(*page, host);
     }
 }
 

@@ -27,20 +27,21 @@ struct Block {
     static constexpr std::size_t max_ops = 64;
     static constexpr std::uint64_t no_page = ~std::uint64_t{0};
 
-    std::uint64_t gpa{};
+    // What a look-up reads comes first.
     std::uint64_t key{};
     std::uint64_t second_gpa{no_page};  ///< Of the bytes in the second page.
-    std::uint64_t links{};  ///< Which operations are branches within the page, by index.
     Block* next_in_bucket{};
-    DecodedPage* page{};          ///< That of its first byte.
-    std::vector<Op*> incoming{};  ///< Branches of other blocks that lead here.
-    std::uint16_t size{};         ///< Bytes of its instructions.
-    std::uint16_t extent{};       ///< Bytes it was decoded from: illegal ones at its end too.
+    std::uint8_t* body{};    ///< Its translation, in writable memory (translator.hpp).
+    std::uint16_t size{};    ///< Bytes of its instructions.
+    std::uint16_t extent{};  ///< Bytes it was decoded from: illegal ones at its end too.
     std::uint16_t op_count{};
     bool dead{};
-    std::uint32_t heat{};       ///< How often it has been entered, while not translated.
-    std::uint8_t* body{};       ///< Its translation, in writable memory (translator.hpp).
-    std::size_t translation{};  ///< Its place among the translated ones.
+    std::uint32_t heat{};  ///< How often it has been entered, while not translated.
+    std::uint64_t gpa{};
+    std::uint64_t links{};        ///< Which operations are branches within the page, by index.
+    DecodedPage* page{};          ///< That of its first byte.
+    std::vector<Op*> incoming{};  ///< Branches of other blocks that lead here.
+    std::size_t translation{};    ///< Its place among the translated ones.
 
     [[nodiscard]] Op* ops() noexcept
     {
@@ -61,7 +62,6 @@ struct DecodedPage {
     std::uint64_t gfn{};
     std::uint64_t current{};  ///< 64-byte pieces of `bytes` that blocks may be decoded from.
     std::uint64_t known{};    ///< Pieces of `bytes` that have ever been read.
-    bool check{};             ///< Compare `bytes` with memory before the next use.
     unsigned idle_writes{};   ///< Writes since the last block in it was dropped.
     std::vector<Block*> blocks{};
     std::array<std::byte, 4096> bytes{};
@@ -83,9 +83,9 @@ public:
     /// Bytes of guest-physical memory changed: blocks that were decoded from them are dropped.
     /// The one being executed ends behind the current instruction.
     void invalidate(std::uint64_t gpa, std::uint64_t size) noexcept;
-    /// A TLB miss on code page `gfn` was filled: compare its blocks with memory before their next
-    /// use (writes of the VMM that nobody reported).
-    void revalidate(std::uint64_t gfn) noexcept;
+    /// A TLB miss on code page `gfn`, which is at `host`, was filled: drops the blocks that are no
+    /// longer what memory has (writes of the VMM that nobody reported).
+    void revalidate(std::uint64_t gfn, const std::byte* host) noexcept;
     /// Drops everything.
     void clear() noexcept;
     /// The first operation to execute at `cpu.rip` after an instruction that may have changed the
@@ -130,7 +130,12 @@ private:
     [[nodiscard]] Block* search(std::uint64_t key) noexcept;
     [[nodiscard]] std::size_t bucket_of(std::uint64_t key) const noexcept;
     void insert(Block& block);
-    [[nodiscard]] Block* find_in_mode(Cpu& cpu, const Mode& mode, bool single, CodePage& fetched);
+    /// @param guess  the block that it may be, or null.
+    [[nodiscard]] Block* find_in_mode(Cpu& cpu,
+                                      const Mode& mode,
+                                      bool single,
+                                      CodePage& fetched,
+                                      Block* guess);
     [[nodiscard]] bool second_page_matches(Cpu& cpu, std::uint64_t next_linear, const Block& block);
     [[nodiscard]] Block* build(Cpu& cpu,
                                const Mode& mode,

@@ -39,7 +39,7 @@ struct TlbEntry {
 
 /// Translations for one privilege context.
 struct Tlb {
-    static constexpr std::size_t entry_count = 1024;
+    static constexpr std::size_t entry_count = 4096;
     using Bitmap = std::array<std::uint64_t, entry_count / 64>;
 
     /// What an entry without translation holds: no page's address, nor near one that the entry
@@ -148,6 +148,10 @@ struct TranslatedState {
     /// YMM registers are in the host's: 0 no, 1 for SSE instructions, 2 for AVX ones too.
     std::uint32_t vectors{};
     std::array<std::uint64_t, 2> spare{};  ///< Within one instruction.
+    /// PAUSEs until the host's scheduler is asked who else might run: a spinning guest waits for
+    /// another vCPU, which may have no host CPU.
+    static constexpr std::int32_t pauses = 64;
+    std::int32_t pauses_left{pauses};
 };
 
 /// Data of IN, OUT and their string forms on the way to or from the caller.

@@ -51,8 +51,15 @@ bool BlockEmitter::emit_integer(const Insn& insn)
     case 0x6a: return emit_push(insn);
     case 0x8d: return emit_lea(insn);
     case 0x90:
-        if (insn.rm == 0 || insn.rep) {
-            return true;  // NOP; PAUSE, with REX.B too.
+        if (insn.rep) {  // With REX.B too.
+            clobber();
+            sub(state32(layout_.pauses_left), 1);
+            js(exit_label(), T_NEAR);
+            pause();
+            return true;
+        }
+        if (insn.rm == 0) {
+            return true;  // NOP
         }
         [[fallthrough]];
     case 0x91:

@@ -98,7 +98,7 @@ void BlockEmitter::host_address(const Insn& insn,
 /// difference of address and tag is the offset in the page if so, and larger if not.
 void BlockEmitter::look_up(std::size_t size, bool write)
 {
-    static_assert(sizeof(TlbEntry) == 32 && Tlb::entry_count == 1024 &&
+    static_assert(sizeof(TlbEntry) == 32 && Tlb::entry_count == 4096 &&
                   offsetof(Tlb, entries) == 0);
     constexpr int index_shift = 12 - 5;
     constexpr std::uint32_t index_mask = (Tlb::entry_count - 1) * sizeof(TlbEntry);

@@ -51,6 +51,7 @@ struct CpuLayout {
     std::size_t generation;
     std::size_t code_page;
     std::size_t vectors;
+    std::size_t pauses_left;
     std::size_t spare;
     std::size_t cr0;
     std::size_t cr4;

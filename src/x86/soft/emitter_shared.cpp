@@ -36,6 +36,7 @@ CpuLayout::CpuLayout(const Cpu& cpu) noexcept
       generation(distance(cpu, &cpu.chain.generation)),
       code_page(distance(cpu, &cpu.translated.code_page)),
       vectors(distance(cpu, &cpu.translated.vectors)),
+      pauses_left(distance(cpu, &cpu.translated.pauses_left)),
       spare(distance(cpu, cpu.translated.spare.data())),
       cr0(distance(cpu, &cpu.cr0)),
       cr4(distance(cpu, &cpu.cr4)),

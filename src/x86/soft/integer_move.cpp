@@ -3,6 +3,8 @@
 /// @file
 /// Moves: MOV MOVZX MOVSX MOVSXD LEA CMOVcc SETcc BSWAP XLAT, conversions, NOPs.
 
+#include <thread>
+
 #include "x86/soft/fault.hpp"
 #include "x86/soft/integer.hpp"
 #include "x86/soft/memory_move.hpp"
@@ -302,7 +304,12 @@ const Op* no_operation(Cpu& cpu, const Op* op)
 /// PAUSE: another vCPU is waited for.
 const Op* pause(Cpu& cpu, const Op* op)
 {
-    asm volatile("pause");
+    if (--cpu.translated.pauses_left < 0) {
+        cpu.translated.pauses_left = TranslatedState::pauses;
+        std::this_thread::yield();
+    } else {
+        asm volatile("pause");
+    }
     return next(cpu, op);
 }
 

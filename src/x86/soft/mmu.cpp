@@ -521,7 +521,7 @@ CodePage fetch_page(Cpu& cpu, std::uint64_t linear)
                             .host = page.host,
                             .page_shift = result.page_shift},
                            result.global);
-        cpu.blocks->revalidate(result.gpa >> 12U);
+        cpu.blocks->revalidate(result.gpa >> 12U, page.host);
     }
     return {entry.gpa + offset, entry.host + offset, left_in_page(linear),
             cpu.fetch_tlb.is_global(entry), entry.page_shift};
