@@ -165,7 +165,7 @@ public:
                                 EntryFailure,
                                 Difference>;
 
-    Exit(Reason reason, core::VcpuCore* vcpu) noexcept : reason_{reason}, vcpu_{vcpu} {}
+    Exit(const Reason& reason, core::VcpuCore* vcpu) noexcept : reason_{reason}, vcpu_{vcpu} {}
 
     [[nodiscard]] const Reason& reason() const noexcept { return reason_; }
 

@@ -42,18 +42,14 @@ bool push(VcpuDirtyRing& to, std::uint32_t slot, std::uint64_t page) noexcept
 
 }  // namespace
 
-DirtyRings::Logging::Logging(VcpuDirtyRing* ring) noexcept : ring_{ring}
+void DirtyRings::Logging::begin() noexcept
 {
-    if (ring_ != nullptr) {
-        before_ = std::exchange(logging_to, ring_);
-    }
+    before_ = std::exchange(logging_to, ring_);
 }
 
-DirtyRings::Logging::~Logging()
+void DirtyRings::Logging::end() noexcept
 {
-    if (ring_ != nullptr) {
-        logging_to = before_;
-    }
+    logging_to = before_;
 }
 
 std::shared_ptr<VcpuDirtyRing> DirtyRings::add(x86::irqchip::VcpuSink& vcpu,

@@ -46,14 +46,27 @@ public:
     /// While it lives, what this thread writes is logged into `ring`; null: as before.
     class Logging {
     public:
-        explicit Logging(VcpuDirtyRing* ring) noexcept;
+        explicit Logging(VcpuDirtyRing* ring) noexcept : ring_{ring}
+        {
+            if (ring_ != nullptr) {
+                begin();
+            }
+        }
         Logging(const Logging&) = delete;
         Logging& operator=(const Logging&) = delete;
         Logging(Logging&&) = delete;
         Logging& operator=(Logging&&) = delete;
-        ~Logging();
+        ~Logging()
+        {
+            if (ring_ != nullptr) {
+                end();
+            }
+        }
 
     private:
+        void begin() noexcept;
+        void end() noexcept;
+
         VcpuDirtyRing* ring_;
         VcpuDirtyRing* before_{};
     };

@@ -180,51 +180,63 @@ Result<void> VcpuCore::set_dirty_ring(std::span<memory::DirtyGfn> entries)
 Result<Exit> VcpuCore::run() noexcept
 {
     const DirtyRings::Logging logging{dirty_ring_.get()};
+    // Made where the caller wants it: the one that is returned is never copied.
+    Result<Exit> result{Exit{Interrupted{}, this}};
+    Exit& left = *result;
     for (;;) {
         // Looked at before they are taken: an exchange costs more than all else here.
         if (kicked_.load(std::memory_order_relaxed) &&
             kicked_.exchange(false, std::memory_order_acquire)) {
             complete_pending();
             ++counters_.signal_exits;
-            return Exit{Interrupted{}, this};
+            return result;
         }
         if (lapic_ != nullptr) {
             if (const std::optional<std::uint8_t> ended = lapic_->take_eoi()) {
                 complete_pending();
-                return Exit{IoapicEoi{*ended}, this};
+                left = Exit{IoapicEoi{*ended}, this};
+                return result;
             }
         }
         if (hypercall_) {
             if (!std::exchange(hypercall_shown_, true)) {
-                return Exit{*hypercall_, this};
+                left = Exit{*hypercall_, this};
+                return result;
             }
             finish_hypercall();
         }
-        if (std::exchange(monitor_changed_, false)) {
+        if (monitor_changed_) {
+            monitor_changed_ = false;
             follow_misc_enable();
         }
-        handle_init_and_sipi();
+        if (lapic_ != nullptr) {
+            handle_init_and_sipi();
+        }
         if (clock_changed_.load(std::memory_order_relaxed) && clock_changed_.exchange(false)) {
             update_kvmclock();
         }
-        update_steal_time();
+        if (pv_.steal_time()) {
+            update_steal_time();
+        }
         if (!is_runnable()) {
             block();
             continue;
         }
         if (std::exchange(shutdown_, false)) {
-            return Exit{Shutdown{}, this};
+            left = Exit{Shutdown{}, this};
+            return result;
         }
         if (dirty_ring_ != nullptr && dirty_ring_->ring.is_full() && complete_pending()) {
-            return Exit{DirtyRingFull{}, this};
+            left = Exit{DirtyRingFull{}, this};
+            return result;
         }
         choose_event();
         io_pending_ = false;
         counters_.entering();
         const EngineExit& exit = engine_->enter();
         note_delivered_nmi();
-        if (auto reason = handle(exit)) {
-            return Exit{*reason, this};
+        if (handle(exit, left)) {
+            return result;
         }
     }
 }
@@ -242,10 +254,10 @@ bool VcpuCore::complete_pending() noexcept
 
 void VcpuCore::handle_init_and_sipi() noexcept
 {
-    if (lapic_ == nullptr || has_latched_init()) {
+    if (has_latched_init()) {
         return;
     }
-    if (init_pending_.exchange(false)) {
+    if (init_pending_.load() && init_pending_.exchange(false)) {
         // What an access left half done must not reach the registers of after the reset.
         complete_pending();
         x86::reset_state(state(), true);
@@ -283,16 +295,6 @@ bool VcpuCore::has_pic() const noexcept
 bool VcpuCore::takes_user_interrupts() const noexcept
 {
     return !has_pic() && (lapic_ == nullptr || lapic_->accepts_pic_interrupt());
-}
-
-bool VcpuCore::has_user_interrupt() const noexcept
-{
-    return user_interrupt_.has_value() && takes_user_interrupts();
-}
-
-bool VcpuCore::has_interrupt() const noexcept
-{
-    return has_user_interrupt() || (lapic_ != nullptr && lapic_->has_interrupt());
 }
 
 bool VcpuCore::has_wake_event() noexcept
@@ -396,12 +398,13 @@ void VcpuCore::choose_event() noexcept
             enter_smm();
         }
     }
-    if (cpu.nmi_blocked && nmi_pending_.load(std::memory_order_relaxed) > 1U) {
-        // One more is kept while one is with the guest; two are where it has taken none of them.
-        unsigned two = 2;
-        nmi_pending_.compare_exchange_strong(two, 1U);
-    }
     if (nmi_pending_.load(std::memory_order_relaxed) != 0U) {
+        if (cpu.nmi_blocked) {
+            // One more is kept while one is with the guest; two are where it has taken none of
+            // them.
+            unsigned two = 2;
+            nmi_pending_.compare_exchange_strong(two, 1U);
+        }
         if (cpu.nmi_blocked || shadow) {
             cpu.nmi_window_requested = true;
         } else {
@@ -430,73 +433,88 @@ void VcpuCore::choose_event() noexcept
     cpu.irq_window_requested |= lapic_ != nullptr && lapic_->has_interrupt();
 }
 
-std::optional<Exit::Reason> VcpuCore::handle(const EngineExit& exit) noexcept
+bool VcpuCore::handle(const EngineExit& exit, Exit& left) noexcept
 {
     const std::uint64_t rip = state(StateGroup::Registers).rip;
     switch (exit.reason) {
-    case EngineExit::Reason::Interrupted:
-        counters_.left(ExitKind::Request, 0, rip);
-        return std::nullopt;
-    case EngineExit::Reason::NmiWindow:
-        counters_.left(ExitKind::NmiWindow, 0, rip);
-        return std::nullopt;
+    case EngineExit::Reason::Interrupted: counters_.left(ExitKind::Request, 0, rip); return false;
+    case EngineExit::Reason::NmiWindow: counters_.left(ExitKind::NmiWindow, 0, rip); return false;
     case EngineExit::Reason::IrqWindow:
         counters_.left(ExitKind::IrqWindow, 0, rip);
         if (user_irq_window_ && !user_interrupt_ && takes_user_interrupts()) {
             ++counters_.request_irq_exits;
-            return IrqWindow{};
+            left = Exit{IrqWindow{}, this};
+            return true;
         }
-        return std::nullopt;
+        return false;
     case EngineExit::Reason::PortRead:
         io_pending_ = true;
         counters_.left(ExitKind::PortRead, exit.port, rip);
-        return PortRead{Port{exit.port}, exit.size, exit.data};
+        left = Exit{PortRead{Port{exit.port}, exit.size, exit.data}, this};
+        return true;
     case EngineExit::Reason::PortWrite:
         io_pending_ = true;
         counters_.left(ExitKind::PortWrite, exit.port, rip);
-        return PortWrite{Port{exit.port}, exit.size, exit.data};
+        left = Exit{PortWrite{Port{exit.port}, exit.size, exit.data}, this};
+        return true;
     case EngineExit::Reason::MmioRead:
         io_pending_ = true;
         counters_.left(ExitKind::MmioRead, exit.gpa, rip);
-        return MmioRead{Gpa{exit.gpa}, exit.data};
+        left = Exit{MmioRead{Gpa{exit.gpa}, exit.data}, this};
+        return true;
     case EngineExit::Reason::MmioWrite:
         io_pending_ = true;
         counters_.left(ExitKind::MmioWrite, exit.gpa, rip);
-        return MmioWrite{Gpa{exit.gpa}, exit.data};
+        left = Exit{MmioWrite{Gpa{exit.gpa}, exit.data}, this};
+        return true;
     case EngineExit::Reason::Halt:
         counters_.left(ExitKind::Halt, 0, rip);
         if (lapic_ == nullptr) {
-            return Halt{};
+            left = Exit{Halt{}, this};
+            return true;
         }
         mp_state_ = x86::MpState::Halted;
-        return std::nullopt;
+        return false;
     case EngineExit::Reason::Shutdown:
         counters_.left(ExitKind::Shutdown, 0, rip);
-        return Shutdown{};
+        left = Exit{Shutdown{}, this};
+        return true;
     case EngineExit::Reason::Rsm:
-        return leave_smm() ? std::nullopt : std::optional<Exit::Reason>{Shutdown{}};
+        if (leave_smm()) {
+            return false;
+        }
+        left = Exit{Shutdown{}, this};
+        return true;
     case EngineExit::Reason::Debug:
         counters_.left(ExitKind::Debug, 0, rip);
-        return Debug{exit.debug.exception, Gva{exit.debug.pc}, exit.debug.dr6, exit.debug.dr7};
+        left = Exit{Debug{exit.debug.exception, Gva{exit.debug.pc}, exit.debug.dr6, exit.debug.dr7},
+                    this};
+        return true;
     case EngineExit::Reason::InternalError:
         counters_.left(ExitKind::InternalError, 0, rip);
-        return InternalError{{exit.instruction.data(), exit.instruction_size}};
+        left = Exit{InternalError{{exit.instruction.data(), exit.instruction_size}}, this};
+        return true;
     case EngineExit::Reason::Difference:
         counters_.left(ExitKind::Difference, 0, rip);
-        return Difference{exit.report};
+        left = Exit{Difference{exit.report}, this};
+        return true;
     case EngineExit::Reason::EntryFailure:
         counters_.left(ExitKind::EntryFailure, 0, rip);
-        return EntryFailure{exit.hardware_reason};
+        left = Exit{EntryFailure{exit.hardware_reason}, this};
+        return true;
     case EngineExit::Reason::MsrRead:
         io_pending_ = true;
         counters_.left(ExitKind::MsrRead, exit.msr, rip);
-        return MsrRead{exit.msr, msr_refusal_, exit.msr_answer};
+        left = Exit{MsrRead{exit.msr, msr_refusal_, exit.msr_answer}, this};
+        return true;
     case EngineExit::Reason::MsrWrite:
         io_pending_ = true;
         counters_.left(ExitKind::MsrWrite, exit.msr, rip);
-        return MsrWrite{exit.msr, msr_refusal_, exit.msr_value, exit.msr_answer};
+        left = Exit{MsrWrite{exit.msr, msr_refusal_, exit.msr_value, exit.msr_answer}, this};
+        return true;
     }
-    return InternalError{{}};
+    left = Exit{InternalError{{}}, this};
+    return true;
 }
 
 // --- What the engine asks of the core.

@@ -151,21 +151,32 @@ private:
     void handle_init_and_sipi() noexcept;
     [[nodiscard]] bool is_runnable() noexcept;
     [[nodiscard]] bool has_wake_event() noexcept;
-    [[nodiscard]] bool has_user_interrupt() const noexcept;
-    [[nodiscard]] bool has_interrupt() const noexcept;
+    [[nodiscard]] bool has_user_interrupt() const noexcept
+    {
+        return user_interrupt_.has_value() && takes_user_interrupts();
+    }
+    [[nodiscard]] bool has_interrupt() const noexcept
+    {
+        return has_user_interrupt() || (lapic_ != nullptr && lapic_->has_interrupt());
+    }
     void block() noexcept;
     void wait_for_event() noexcept;
     void choose_event() noexcept;
     void note_delivered_nmi() noexcept;
     /// An SMI is pending and the vCPU not in its handler.
-    [[nodiscard]] bool has_smi() noexcept;
+    [[nodiscard]] bool has_smi() noexcept
+    {
+        return smi_pending_.load(std::memory_order_relaxed) &&
+               !state(x86::StateGroup::Registers).smm;
+    }
     [[nodiscard]] bool has_latched_init() noexcept;
     void enter_smm() noexcept;
     /// RSM.  False: what is to be loaded is no state of a CPU, or not there.
     [[nodiscard]] bool leave_smm() noexcept;
     /// Whether control registers, EFER and CS fit together, as `set_sregs()` has it.
     [[nodiscard]] static bool can_be_in(const x86::CpuState& cpu);
-    [[nodiscard]] std::optional<Exit::Reason> handle(const x86::EngineExit& exit) noexcept;
+    /// True: the caller is to see it, as `left`.
+    [[nodiscard]] bool handle(const x86::EngineExit& exit, Exit& left) noexcept;
     [[nodiscard]] bool answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept;
     [[nodiscard]] bool answer_port_write(Port port, std::span<const std::byte> data) noexcept;
     void wake() noexcept;

@@ -32,11 +32,6 @@ void VcpuCore::deliver_smi() noexcept
     }
 }
 
-bool VcpuCore::has_smi() noexcept
-{
-    return smi_pending_.load(std::memory_order_relaxed) && !state(x86::StateGroup::Registers).smm;
-}
-
 void VcpuCore::enter_smm() noexcept
 {
     x86::CpuState& cpu = state();

@@ -280,6 +280,9 @@ Result<void> VcpuCore::set_msr(std::uint32_t index, std::uint64_t value)
                                  "reserved bits set",
                                  index, value)};
     }
+    if (index == x86::msr::apic_base) {
+        state_changed(StateGroup::Msrs);  // CPUID follows it.
+    }
     return success;
 }
 

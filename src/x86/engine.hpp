@@ -250,7 +250,10 @@ public:
     /// The canonical state, of which the groups asked for are current.  Valid to read and change
     /// between two calls of `enter()`; after a change that is not only to `inject` and the window
     /// requests, call `state_changed()` with the groups that changed.
-    [[nodiscard]] virtual CpuState& state(StateGroup current) noexcept = 0;
+    [[nodiscard]] CpuState& state(StateGroup current) noexcept
+    {
+        return (current - current_) == StateGroup::None ? *held_ : fetch_state(current);
+    }
     /// Drops what the engine has derived from the state (TLBs, mode).
     virtual void state_changed(StateGroup changed) noexcept = 0;
 
@@ -294,6 +297,28 @@ public:
     {
         return {};
     }
+
+protected:
+    /// Makes these groups current: some of them are not.
+    [[nodiscard]] virtual CpuState& fetch_state(StateGroup current) noexcept
+    {
+        static_cast<void>(current);
+        return *held_;
+    }
+
+    /// Where the state is; before anybody asks for it.
+    void hold(CpuState& state, StateGroup current) noexcept
+    {
+        held_ = &state;
+        current_ = current;
+    }
+    /// The groups that the state has as the guest has them, or newer.
+    [[nodiscard]] StateGroup current() const noexcept { return current_; }
+    void set_current(StateGroup current) noexcept { current_ = current; }
+
+private:
+    CpuState* held_{};
+    StateGroup current_{StateGroup::None};
 };
 
 /// What the vCPUs of one VM share in an engine.

@@ -71,13 +71,4 @@ bool PvFeatures::write(std::uint32_t index, std::uint64_t value, bool has_lapic)
     }
 }
 
-std::optional<Gpa> PvFeatures::steal_time() const noexcept
-{
-    constexpr std::uint64_t enabled = 1;
-    if ((steal_time_ & enabled) == 0U) {
-        return std::nullopt;
-    }
-    return Gpa{steal_time_ & ~std::uint64_t{0x3f}};
-}
-
 }  // namespace vmm::x86

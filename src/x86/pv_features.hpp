@@ -52,7 +52,14 @@ public:
     [[nodiscard]] bool write(std::uint32_t index, std::uint64_t value, bool has_lapic) noexcept;
 
     /// Where the guest wants its stolen time.
-    [[nodiscard]] std::optional<Gpa> steal_time() const noexcept;
+    [[nodiscard]] std::optional<Gpa> steal_time() const noexcept
+    {
+        constexpr std::uint64_t enabled = 1;
+        if ((steal_time_ & enabled) == 0U) {
+            return std::nullopt;
+        }
+        return Gpa{steal_time_ & ~std::uint64_t{0x3f}};
+    }
 
 private:
     std::uint64_t async_pf_{};

@@ -71,13 +71,10 @@ DescriptorTable table_of(const vmm_segment& field) noexcept
     return table;
 }
 
-CpuState& HardwareVcpu::state(StateGroup current) noexcept
+CpuState& HardwareVcpu::fetch_state(StateGroup wanted) noexcept
 {
-    const StateGroup missing = current - current_;
-    if (missing == StateGroup::None) {
-        return state_;
-    }
-    current_ = current_ | current;
+    const StateGroup missing = wanted - current();
+    set_current(current() | wanted);
     if (has(missing, StateGroup::Registers)) {
         load_registers();
     }
@@ -99,6 +96,7 @@ CpuState& HardwareVcpu::state(StateGroup current) noexcept
 void HardwareVcpu::state_changed(StateGroup changed) noexcept
 {
     changed_ = changed_ | changed;
+    may_change_cpuid_ = true;
     emulator_->state_changed();
 }
 
@@ -110,7 +108,9 @@ void HardwareVcpu::load_registers() noexcept
     state_.rip = area_->rip;
     state_.rflags = area_->rflags;
     load_shadows();
-    load_event();
+    if (state_.inject || held_event_ || EventField{words_.event}.get(EventField::valid)) {
+        load_event();
+    }
 }
 
 void HardwareVcpu::load_event() noexcept
@@ -144,28 +144,21 @@ void HardwareVcpu::load_event() noexcept
 
 // --- To the area.
 
-void HardwareVcpu::store() noexcept
+/// All but the registers.
+void HardwareVcpu::store_groups() noexcept
 {
-    const StateGroup changed = changed_;
-    // The core sets `inject` without a word; what comes with an exception goes to other groups.
-    if (has(current_, StateGroup::Registers)) {
-        store_event();
-        store_registers();
-    }
-    if (has(changed | changed_, StateGroup::Segments)) {
+    if (has(changed_, StateGroup::Segments)) {
         store_segments();
     }
-    if (has(changed, StateGroup::Fpu)) {
+    if (has(changed_, StateGroup::Fpu)) {
         fpu_.store(state_.fpu);
     }
-    if (has(changed | changed_, StateGroup::Debug)) {
+    if (has(changed_, StateGroup::Debug)) {
         store_debug();
     }
-    if (has(changed, StateGroup::Msrs)) {
+    if (has(changed_, StateGroup::Msrs)) {
         store_msrs();
     }
-    store_controls();
-    store_cpuid();
 }
 
 /// The helper's answers to CPUID, where the leaves, or what they follow, have changed.  XCR0 and
@@ -173,6 +166,7 @@ void HardwareVcpu::store() noexcept
 void HardwareVcpu::store_cpuid() noexcept
 {
     constexpr std::uint64_t bits = Cr4::OSXSAVE.mask | Cr4::PKE.mask;
+    may_change_cpuid_ = false;
     const CpuidKey key{state_.cr4 & bits, state_.xcr0, state_.xss, host_.apic_base()};
     if (key == cpuid_key_ && !cpuid_changed_) {
         return;
@@ -206,57 +200,50 @@ void HardwareVcpu::store_cpuid() noexcept
 void HardwareVcpu::store_registers() noexcept
 {
     std::memcpy(area_->gpr, state_.gpr.data(), sizeof area_->gpr);
-    area_->rip = state_.rip;
-    area_->rflags = state_.rflags;
-    store_shadows();
+    store_position();
 }
 
 void HardwareVcpu::store_event() noexcept
 {
     using F = EventField;
     F field{0};
-    if (state_.inject) {
-        const Event& event = *state_.inject;
-        std::uint64_t type = F::external_interrupt;
-        if (event.kind == EventKind::Nmi) {
-            type = F::nmi;
-            state_.nmi_blocked = true;
-        } else if (event.kind == EventKind::HardwareException) {
-            type = F::exception;
-        }
-        field = field.with(F::valid, true).with(F::type, type).with(F::vector, event.vector);
-        field = field.with(F::has_error_code, event.has_error_code);
-        words_.error = event.error_code;
-        // Hardware injects what it is told to; the exception's registers are the software's.
-        if (event.kind == EventKind::HardwareException && state_.inject != held_event_) {
-            if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
-                state(StateGroup::Segments).cr2 = event.payload;
-                changed_ = changed_ | StateGroup::Segments;
-            } else if (event.vector == static_cast<std::uint8_t>(Vector::DB)) {
-                constexpr std::uint64_t breakpoints = 0xf;
-                CpuState& cpu = state(StateGroup::Debug);
-                if (event.payload != 0) {
-                    cpu.dr6 = (cpu.dr6 & ~breakpoints) | Dr6::reset | event.payload;
-                }
-                cpu.dr7 &= ~Dr7::GD.mask;
-                changed_ = changed_ | StateGroup::Debug;
+    // What it does to the shadows goes in with the registers.
+    changed_ = changed_ | StateGroup::Registers;
+    const Event& event = *state_.inject;
+    std::uint64_t type = F::external_interrupt;
+    if (event.kind == EventKind::Nmi) {
+        type = F::nmi;
+        state_.nmi_blocked = true;
+    } else if (event.kind == EventKind::HardwareException) {
+        type = F::exception;
+    }
+    field = field.with(F::valid, true).with(F::type, type).with(F::vector, event.vector);
+    field = field.with(F::has_error_code, event.has_error_code);
+    words_.error = event.error_code;
+    // Hardware injects what it is told to; the exception's registers are the software's.
+    if (event.kind == EventKind::HardwareException && state_.inject != held_event_) {
+        if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
+            state(StateGroup::Segments).cr2 = event.payload;
+            changed_ = changed_ | StateGroup::Segments;
+        } else if (event.vector == static_cast<std::uint8_t>(Vector::DB)) {
+            constexpr std::uint64_t breakpoints = 0xf;
+            CpuState& cpu = state(StateGroup::Debug);
+            if (event.payload != 0) {
+                cpu.dr6 = (cpu.dr6 & ~breakpoints) | Dr6::reset | event.payload;
             }
+            cpu.dr7 &= ~Dr7::GD.mask;
+            changed_ = changed_ | StateGroup::Debug;
         }
     }
     words_.event = static_cast<std::uint32_t>(field.raw());
 }
 
-/// MSRs that the hardware, or the helper, switches are the guest's own, unless the caller's filter
-/// has one.
-bool HardwareVcpu::may_pass_msrs(std::span<const std::uint32_t> passed) noexcept
+void HardwareVcpu::ask_msr_filter(std::span<const std::uint32_t> passed) noexcept
 {
-    const std::uint64_t filters = vm_->msr_filters();
-    if (std::exchange(msr_filters_seen_, filters) != filters) {
-        passes_msrs_ = std::all_of(passed.begin(), passed.end(), [&](std::uint32_t each) {
-            return host_.allows_msr(each, false) && host_.allows_msr(each, true);
-        });
-    }
-    return passes_msrs_;
+    msr_filters_seen_ = vm_->msr_filters();
+    passes_msrs_ = std::all_of(passed.begin(), passed.end(), [&](std::uint32_t each) {
+        return host_.allows_msr(each, false) && host_.allows_msr(each, true);
+    });
 }
 
 }  // namespace vmm::x86::hardware

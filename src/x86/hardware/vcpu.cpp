@@ -36,6 +36,7 @@ HardwareVcpu::HardwareVcpu(VcpuParts parts,
       state_{emulator_->state()},
       words_{words(*area_)}
 {
+    hold(state_, StateGroup::All);
     vm_->add(*this);
 }
 
@@ -125,6 +126,13 @@ const EngineExit* HardwareVcpu::fail_entry(std::uint64_t reason) noexcept
     return &exit_;
 }
 
+/// Nothing to inject, nothing waited for, no shadow: by far the most entries.
+bool HardwareVcpu::is_plain() const noexcept
+{
+    return !state_.inject && state_.pending_debug == 0 && !state_.sti_shadow &&
+           !state_.mov_ss_shadow && !state_.nmi_window_requested && !state_.irq_window_requested;
+}
+
 /// What hardware has no means for, or a debugger wants to watch.
 bool HardwareVcpu::must_emulate() const noexcept
 {
@@ -156,7 +164,9 @@ const EngineExit& HardwareVcpu::enter() noexcept
         return *left_;
     }
     // The rest of an instruction comes first.
-    complete_port_read();
+    if (port_read_.size != 0) {
+        complete_port_read();
+    }
     if (emulation_waits_) {
         if (const EngineExit* exit = emulator_->complete()) {
             return *exit;
@@ -171,15 +181,16 @@ const EngineExit& HardwareVcpu::enter() noexcept
             // Watched, a guest runs on the interpreter.
             static_cast<void>(state(StateGroup::All));
             changed_ = StateGroup::All;
+            may_change_cpuid_ = true;
             emulator_->state_changed();
             area_->dirty |= VMM_DIRTY_TLB;
             emulation_waits_ = true;
             return emulator_->enter();
         }
         static_cast<void>(state(StateGroup::Registers));
-        const EngineExit* exit = open_window();
+        const EngineExit* exit = is_plain() ? nullptr : open_window();
         if (exit == nullptr) {
-            exit = must_emulate() ? emulate() : run_hardware();
+            exit = !is_plain() && must_emulate() ? emulate() : run_hardware();
         }
         if (exit != nullptr) {
             return *exit;
@@ -202,33 +213,34 @@ void HardwareVcpu::move_past_instruction(std::uint64_t next) noexcept
     state_.rip = next;
     state_.rflags &= ~Rflags::RF.mask;
     state_.sti_shadow = state_.mov_ss_shadow = false;
+    moved_ = true;
 }
 
 /// IN and OUT, the most frequent exits, without the emulator.  The CPU has checked the permission.
-const EngineExit* HardwareVcpu::handle_port(const PortAccess& access) noexcept
+const EngineExit* HardwareVcpu::handle_port(PortAccess access) noexcept
 {
-    constexpr StateGroup groups = StateGroup::Registers | StateGroup::Debug;
-    const CpuState& cpu = state(groups);
+    const CpuState& cpu = state(StateGroup::Registers);
+    // DR7 is changed by the emulator alone: a guest's access is intercepted, and so is #DB.
     const bool is_watched =
         (cpu.rflags & Rflags::TF.mask) != 0 || (cpu.dr7 & Dr7::enables.mask) != 0;
-    if (access.is_string || is_watched || access.size == 0 || access.size > port_data_.size()) {
+    if (is_watched || access.size == 0 || access.size > port_data_.size()) {
         return emulate();
     }
     const Port port{access.port};
     const std::span<std::byte> data = std::span{port_data_}.first(access.size);
-    port_read_ = PortRead{cpu.rip, access.next_rip, access.size};
+    const bool may_answer = host_.may_answer_port(port, access.size);
     if (access.is_input) {
-        if (host_.port_read(port, data)) {
+        port_read_ = PortRead{cpu.rip, access.next_rip, access.size};
+        if (may_answer && host_.port_read(port, data)) {
             complete_port_read();
             return nullptr;
         }
         exit_.reason = EngineExit::Reason::PortRead;
-        std::fill(data.begin(), data.end(), std::byte{0xff});
+        port_data_.fill(std::byte{0xff});
     } else {
-        port_read_.reset();
-        std::memcpy(data.data(), state_.gpr.data(), access.size);
+        std::memcpy(port_data_.data(), state_.gpr.data(), port_data_.size());
         move_past_instruction(access.next_rip);
-        if (host_.port_write(port, data)) {
+        if (may_answer && host_.port_write(port, data)) {
             return nullptr;
         }
         exit_.reason = EngineExit::Reason::PortWrite;
@@ -243,20 +255,20 @@ const EngineExit* HardwareVcpu::handle_port(const PortAccess& access) noexcept
 /// Not where the VMM has set other registers meanwhile.
 void HardwareVcpu::complete_port_read() noexcept
 {
-    if (!port_read_) {
+    const std::size_t size = std::exchange(port_read_.size, 0);
+    if (size == 0 || state(StateGroup::Registers).rip != port_read_.rip) {
         return;
     }
-    const PortRead read = *port_read_;
-    port_read_.reset();
-    if (state(StateGroup::Registers).rip != read.rip) {
-        return;
+    std::uint32_t value = 0;
+    std::memcpy(&value, port_data_.data(), sizeof value);
+    std::uint64_t& rax = state_.gpr[Rax];
+    switch (size) {
+    case 1: rax = (rax & ~std::uint64_t{0xff}) | (value & 0xffU); break;
+    case 2: rax = (rax & ~std::uint64_t{0xffff}) | (value & 0xffffU); break;
+    default: rax = value; break;
     }
-    constexpr std::size_t clears_upper_half = 4;
-    if (read.size == clears_upper_half) {
-        state_.gpr[Rax] = 0;
-    }
-    std::memcpy(state_.gpr.data(), port_data_.data(), read.size);
-    move_past_instruction(read.next);
+    area_->gpr[Rax] = rax;
+    move_past_instruction(port_read_.next);
 }
 
 /// One instruction, or the delivery of one event.
@@ -265,9 +277,40 @@ const EngineExit* HardwareVcpu::emulate() noexcept
     static_cast<void>(state(StateGroup::All));
     ++emulated_;
     changed_ = StateGroup::All;
+    may_change_cpuid_ = true;
     const EngineExit* const exit = emulator_->step();
     emulation_waits_ = exit != nullptr;
     return exit;
+}
+
+void HardwareVcpu::store() noexcept
+{
+    // The core sets `inject` without a word; what comes with an exception goes to other groups.
+    if ((current() & StateGroup::Registers) != StateGroup::None) {
+        words_.event = 0;
+        if (state_.inject) {
+            store_event();
+        }
+        if ((changed_ & StateGroup::Registers) != StateGroup::None) {
+            store_registers();
+        } else if (std::exchange(moved_, false)) {
+            store_position();
+        }
+    }
+    if (changed_ != StateGroup::None) {
+        store_groups();
+    }
+    store_controls();
+    if (may_change_cpuid_ || cpuid_changed_) [[unlikely]] {
+        store_cpuid();
+    }
+}
+
+void HardwareVcpu::store_position() noexcept
+{
+    area_->rip = state_.rip;
+    area_->rflags = state_.rflags;
+    store_shadows();
 }
 
 const EngineExit* HardwareVcpu::run_hardware() noexcept
@@ -279,7 +322,7 @@ const EngineExit* HardwareVcpu::run_hardware() noexcept
         return fail_entry(area_->reason != VMM_REASON_NONE ? area_->reason
                                                            : static_cast<std::uint64_t>(-result));
     }
-    current_ = StateGroup::None;
+    set_current(StateGroup::None);
     changed_ = StateGroup::None;
     switch (area_->exit_kind) {
     case VMM_EXIT_MEMORY:

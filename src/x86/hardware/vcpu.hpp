@@ -31,11 +31,10 @@ struct EventWords {
 
 /// What an exit of IN or OUT says.
 struct PortAccess {
+    std::uint64_t next_rip{};
     std::uint16_t port{};
     std::uint8_t size{};
     bool is_input{};
-    bool is_string{};
-    std::uint64_t next_rip{};
 };
 
 /// What a vCPU is made of, with the helper.
@@ -59,9 +58,7 @@ public:
     HardwareVcpu& operator=(HardwareVcpu&&) = delete;
     ~HardwareVcpu() override;
 
-    using EngineVcpu::state;
     using EngineVcpu::state_changed;
-    CpuState& state(StateGroup current) noexcept override;
     void state_changed(StateGroup changed) noexcept override;
     Result<void> set_cpuid(Cpuid cpuid) override;
     Result<void> set_guest_debug(const GuestDebug& debug) override;
@@ -92,12 +89,21 @@ protected:
     [[nodiscard]] virtual bool cannot_enter() const noexcept { return false; }
 
     // --- What they have in common.
-    const EngineExit* handle_port(const PortAccess& access) noexcept;
+    /// Not of string instructions.
+    const EngineExit* handle_port(PortAccess access) noexcept;
     const EngineExit* emulate() noexcept;
     const EngineExit* reflect(Event event) noexcept;
     const EngineExit& leave(EngineExit::Reason reason) noexcept;
     const EngineExit* fail_entry(std::uint64_t reason) noexcept;
-    [[nodiscard]] bool may_pass_msrs(std::span<const std::uint32_t> passed) noexcept;
+    /// MSRs that the hardware, or the helper, switches are the guest's own, unless the caller's
+    /// filter has one.
+    [[nodiscard]] bool may_pass_msrs(std::span<const std::uint32_t> passed) noexcept
+    {
+        if (msr_filters_seen_ != vm_->msr_filters()) [[unlikely]] {
+            ask_msr_filter(passed);
+        }
+        return passes_msrs_;
+    }
 
     // NOLINTBEGIN(cppcoreguidelines-non-private-member-variables-in-classes): the two halves of one
     // class, of which one is the vendor's.
@@ -110,18 +116,23 @@ protected:
     // NOLINTEND(cppcoreguidelines-non-private-member-variables-in-classes)
 
 private:
+    CpuState& fetch_state(StateGroup wanted) noexcept override;
     void load_registers() noexcept;
     void load_event() noexcept;
     void store() noexcept;
     void store_registers() noexcept;
+    void store_position() noexcept;
+    void store_groups() noexcept;
     void store_event() noexcept;
     void store_cpuid() noexcept;
+    void ask_msr_filter(std::span<const std::uint32_t> passed) noexcept;
 
     /// Null: the guest goes on.
     const EngineExit* run_hardware() noexcept;
     void complete_port_read() noexcept;
     void move_past_instruction(std::uint64_t next) noexcept;
     [[nodiscard]] bool take_request() noexcept;
+    [[nodiscard]] bool is_plain() const noexcept;
     [[nodiscard]] bool must_emulate() const noexcept;
     [[nodiscard]] const EngineExit* open_window() noexcept;
 
@@ -129,8 +140,8 @@ private:
     FpuImage fpu_;
     EngineExit exit_;
     bool is_debugged_{};
-    StateGroup current_{StateGroup::All};  ///< `state_` has these as the area has them, or newer.
     StateGroup changed_{StateGroup::All};  ///< The area must be told these.
+    bool moved_{};                         ///< The same of RIP, RFLAGS and the shadows.
     std::optional<Event> held_event_;      ///< The event that the area holds for injection.
     /// What decides the helper's answers to CPUID, beside the leaves.
     struct CpuidKey {
@@ -143,16 +154,17 @@ private:
     };
     CpuidKey cpuid_key_{};
     std::vector<vmm_cpuid_leaf> cpuid_leaves_;  ///< What the helper has.
-    bool cpuid_changed_{};
+    bool cpuid_changed_{};                      ///< The leaves.
+    bool may_change_cpuid_{};                   ///< What the answers follow.
     std::uint64_t msr_filters_seen_{};
     bool passes_msrs_{true};
     /// An IN that left, with the RIP that it left at and the one behind it.
     struct PortRead {
         std::uint64_t rip{};
         std::uint64_t next{};
-        std::size_t size{};
+        std::size_t size{};  ///< 0: there is none.
     };
-    std::optional<PortRead> port_read_;
+    PortRead port_read_;
     std::array<std::byte, 4> port_data_{};
     bool emulation_waits_{};  ///< The emulator has left an access that is not complete.
     bool exit_left_{};        ///< `complete_pending()` has met an exit for the next `enter()`.

@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* Both sides must have the same.  Any change of what is below is a new one. */
-#define VMM_ABI_VERSION 4
+#define VMM_ABI_VERSION 5
 
 #define VMM_DEVICE "vmm" /* /dev/vmm */
 
@@ -124,11 +124,11 @@ struct vmm_cpuid {
 /* ---- A vCPU: the area that it shares with its caller ---- */
 
 /* What the caller has changed since the last run; the rest is as the helper left it. */
-#define VMM_DIRTY_CONTROLS (1u << 0)
+#define VMM_DIRTY_CONTROLS (1u << 0) /* XCR0 too. */
 #define VMM_DIRTY_SEGMENTS (1u << 1)
 #define VMM_DIRTY_SYSTEM (1u << 2) /* CRs and EFER. */
-#define VMM_DIRTY_DEBUG (1u << 3)  /* DR6 and DR7 (DR0 to DR3 are always taken). */
-#define VMM_DIRTY_MSRS (1u << 4)
+#define VMM_DIRTY_DEBUG (1u << 3)  /* DR0 to DR3, DR6 and DR7. */
+#define VMM_DIRTY_MSRS (1u << 4) /* TSC_AUX too. */
 #define VMM_DIRTY_TLB (1u << 5)	  /* No field: the guest's translations are forgotten before it goes on. */
 #define VMM_DIRTY_ALL 0x3fu
 
@@ -201,7 +201,7 @@ struct vmm_svm {
 	__u64 sysenter_esp;
 	__u64 sysenter_eip;
 	/* 0x188 */
-	__u32 small_exits[6]; /* Request.  Bit n: exit code n needs nothing of 0x070 to 0x188 stored but DR6 and DR7; see `stored`. */
+	__u32 small_exits[6]; /* Request.  Bit n: exit code n needs nothing stored of 0x048 to 0x188; see `stored`. */
 	/* 0x1a0 */
 };
 

@@ -6,6 +6,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/anon_inodes.h>
+#include <linux/cpuhotplug.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
@@ -13,11 +14,16 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
+#include <linux/static_call.h>
 #include <linux/uaccess.h>
 
 #include "helper.h"
 
-const struct vmm_vendor *vmm_vendor;
+struct vmm_vendor *vmm_vendor;
+DEFINE_STATIC_CALL(vendor_run, vmm_svm_run);
+
+static enum cpuhp_state hotplug_state;
+static atomic64_t serials = ATOMIC64_INIT(0);
 
 static void nothing(void *unused)
 {
@@ -70,7 +76,7 @@ static long run(struct vmm_vcpu *vcpu)
 	WRITE_ONCE(area->reason, VMM_REASON_NONE);
 	WRITE_ONCE(area->running, 1);
 	smp_mb(); /* Whoever sets immediate_exit looks at `running` behind it. */
-	result = vmm_vendor->run(vcpu);
+	result = static_call(vendor_run)(vcpu);
 	WRITE_ONCE(area->running, 0);
 	give_back(vcpu);
 	return result;
@@ -96,7 +102,7 @@ static long kick(struct vmm_vcpu *vcpu)
 	return 0;
 }
 
-static long set_cpuid(struct vmm_vcpu *vcpu, void __user *user)
+static noinline long set_cpuid(struct vmm_vcpu *vcpu, void __user *user)
 {
 	struct vmm_cpuid cpuid;
 	long result;
@@ -114,13 +120,13 @@ static long set_cpuid(struct vmm_vcpu *vcpu, void __user *user)
 
 static long vcpu_ioctl(struct file *file, unsigned int request, unsigned long argument)
 {
+	if (likely(request == VMM_RUN && !argument))
+		return run(file->private_data);
 	if (request == VMM_SET_CPUID)
 		return set_cpuid(file->private_data, (void __user *)argument);
 	if (argument)
 		return -EINVAL;
 	switch (request) {
-	case VMM_RUN:
-		return run(file->private_data);
 	case VMM_KICK:
 		return kick(file->private_data);
 	case VMM_FETCH:
@@ -205,11 +211,14 @@ static long create_vcpu(struct vmm_vm *vm, struct vmm_create *create)
 		return -ENOMEM;
 	vcpu->vm = vm;
 	vcpu->index = create->argument;
-	vcpu->guest_cpu = -1;
+	vcpu->guest_cpu = vcpu->cpu = -1;
+	vcpu->serial = atomic64_inc_return(&serials);
+	vcpu->refused = vcpu->stored = VMM_DIRTY_ALL;
 	vcpu->area = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 	if (!vcpu->area)
 		goto free_vcpu;
 	vcpu->area->xcr0 = XFEATURE_MASK_FP;
+	vcpu->area->stored = VMM_DIRTY_ALL;
 	result = vmm_vendor->create_vcpu(vcpu);
 	if (result)
 		goto free_area;
@@ -327,7 +336,7 @@ static long device_ioctl(struct file *file, unsigned int request, unsigned long 
 	struct vmm_info info = {
 		.version = VMM_ABI_VERSION,
 		.vendor = vmm_vendor->id,
-		.features = vmm_vendor->features(),
+		.features = vmm_vendor->features,
 		.max_vcpus = VMM_MAX_VCPUS,
 		.max_regions = VMM_MAX_REGIONS,
 		.vcpu_area_size = sizeof(struct vmm_vcpu_area),
@@ -368,22 +377,31 @@ static int __init vmm_init(void)
 	int error;
 
 	vmm_vendor = boot_cpu_has(X86_FEATURE_VMX) ? &vmm_vmx : &vmm_svm;
+	static_call_update(vendor_run, vmm_vendor->run);
 	vmm_host_init();
 	error = vmm_vendor->init();
 	if (error) {
 		pr_err("this machine's CPUs have no usable SVM with nested paging, nor VMX with EPT, VPID and unrestricted guests (%d)\n",
 		       error);
-		return error;
+		goto fail;
 	}
+	error = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "virt/vmm:online", vmm_vendor->check_cpu, vmm_vendor->leave_cpu);
+	if (error < 0)
+		goto fail;
+	hotplug_state = error;
 	error = misc_register(&device);
-	if (error)
-		vmm_vendor->exit();
+	if (!error)
+		return 0;
+	cpuhp_remove_state(hotplug_state);
+fail:
+	vmm_vendor->exit();
 	return error;
 }
 
 static void __exit vmm_exit(void)
 {
 	misc_deregister(&device);
+	cpuhp_remove_state(hotplug_state);
 	vmm_vendor->exit();
 }
 

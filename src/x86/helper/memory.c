@@ -337,17 +337,18 @@ static int get_page_at(unsigned long hva, bool write, bool *writable, struct pag
 	return 0;
 }
 
-static enum vmm_fault map_in_slot(struct vmm_slot *slot, u64 gfn, bool write, int *error)
+/* 0: the page is mapped, or it is worth another try. */
+static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 {
 	struct vmm_vm *vm = slot->vm;
 	unsigned long sequence = mmu_interval_read_begin(&slot->notifier);
 	bool writable = write || !(slot->flags & (VMM_REGION_READ_ONLY | VMM_REGION_LOG_DIRTY));
 	u64 *entry, *spare = NULL, step, value;
 	struct page *page;
+	int error = get_page_at(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT), write, &writable, &page);
 
-	*error = get_page_at(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT), write, &writable, &page);
-	if (*error)
-		return VMM_FAULT_ERROR;
+	if (error)
+		return error;
 	value = __sme_set(page_to_phys(page)) | vmm_vendor->page_bits | (writable ? _PAGE_RW : 0);
 	for (;;) {
 		spin_lock(&vm->table_lock);
@@ -370,8 +371,7 @@ static enum vmm_fault map_in_slot(struct vmm_slot *slot, u64 gfn, bool write, in
 			if (spare)
 				continue;
 			put_page(page);
-			*error = -ENOMEM;
-			return VMM_FAULT_ERROR;
+			return -ENOMEM;
 		}
 		spin_unlock(&vm->table_lock);
 	}
@@ -379,20 +379,28 @@ static enum vmm_fault map_in_slot(struct vmm_slot *slot, u64 gfn, bool write, in
 	if (spare)
 		free_page((unsigned long)spare);
 	put_page(page);
-	return VMM_FAULT_MAPPED;
+	return 0;
 }
 
-enum vmm_fault vmm_map_page(struct vmm_vm *vm, u64 gpa, bool write, int *error)
+/* A nested page fault.  True: the guest goes on.  Else the exit is the caller's, or of another kind than it is. */
+bool vmm_fault(struct vmm_vcpu *vcpu, u64 gpa, bool write)
 {
-	enum vmm_fault result = VMM_FAULT_NO_SLOT;
+	struct vmm_vm *vm = vcpu->vm;
 	struct vmm_slot *slot;
+	bool in_slot;
+	int error = 0;
 
 	down_read(&vm->slots_lock);
 	slot = slot_at(vm, gpa >> PAGE_SHIFT);
-	if (slot && !(write && slot->flags & VMM_REGION_READ_ONLY))
-		result = map_in_slot(slot, gpa >> PAGE_SHIFT, write, error);
+	in_slot = slot && !(write && slot->flags & VMM_REGION_READ_ONLY);
+	if (in_slot)
+		error = map_in_slot(slot, gpa >> PAGE_SHIFT, write);
 	up_read(&vm->slots_lock);
-	return result;
+	if (error) {
+		WRITE_ONCE(vcpu->area->error, -error);
+		WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_MEMORY);
+	}
+	return in_slot && !error;
 }
 
 int vmm_memory_init(struct vmm_vm *vm)
@@ -401,7 +409,7 @@ int vmm_memory_init(struct vmm_vm *vm)
 	spin_lock_init(&vm->table_lock);
 	INIT_LIST_HEAD(&vm->slots);
 	INIT_LIST_HEAD(&vm->vcpus);
-	vm->levels = vmm_vendor->table_levels();
+	vm->levels = vmm_vendor->levels;
 	vm->root = new_table();
 	return vm->root ? 0 : -ENOMEM;
 }

@@ -9,29 +9,24 @@
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/cpu.h>
-#include <linux/cpuhotplug.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
-#include <asm/debugreg.h>
 #include <asm/io.h>
-#include <asm/nospec-branch.h>
 #include <asm/svm.h>
 #include <asm/trap_pf.h>
 #include <asm/trapnr.h>
 
-#include "helper.h"
+#include "run.h"
 
 void vmm_svm_enter(u64 guest, u64 host, u64 *gpr);
 
 #define EXIT_INVALID 0xffffffffu
 #define EVENT_FIELDS (SVM_EVTINJ_VEC_MASK | SVM_EVTINJ_TYPE_MASK | SVM_EVTINJ_VALID_ERR | SVM_EVTINJ_VALID)
-#define EVENT_TYPE_SOFT SVM_EVTINJ_TYPE_SOFT
 
 /* What a CPU needs for guests.  ASIDs count up within a generation, whose first entry flushes all of them. */
 struct vmm_cpu {
-	struct page *hsave; /* For VMRUN. */
-	struct page *host;  /* For VMSAVE. */
+	void *pages;	 /* Two. */
+	u64 hsave, host; /* Their physical addresses: for VMRUN, for VMSAVE. */
 	u64 generation;
 	u32 next_asid;
 };
@@ -42,15 +37,14 @@ static void *iopm;	  /* All ports intercepted. */
 static void *msrpm;	  /* All MSRs but those that VMLOAD and VMSAVE switch. */
 static void *msrpm_all;	  /* All MSRs intercepted. */
 static void *flush_guest; /* A VMCB that flushes the TLB and leaves at once; behind it, an empty page table. */
-static enum cpuhp_state hotplug_state;
-static atomic64_t serials = ATOMIC64_INIT(0);
 
 #define IOPM_ORDER 2
 #define MSRPM_ORDER 1
 #define FLUSH_GUEST_ORDER 1
+#define CPU_ORDER 1
 
 /* Behind an exit that the caller calls small these stay in the VMCB until somebody asks. */
-#define LAZY (VMM_DIRTY_SEGMENTS | VMM_DIRTY_SYSTEM | VMM_DIRTY_MSRS)
+#define LAZY (VMM_DIRTY_SEGMENTS | VMM_DIRTY_SYSTEM | VMM_DIRTY_DEBUG | VMM_DIRTY_MSRS)
 
 /* Which the area has in the VMCB's order. */
 #define SEGMENTS_SIZE (offsetofend(struct vmm_svm, tr) - offsetof(struct vmm_svm, es))
@@ -102,60 +96,50 @@ static void pass_msr(u32 index)
 
 /* ---- From the shared area to the VMCB.  The area is read once; what is checked is what is used. ---- */
 
-static int load_controls(struct vmcb_control_area *to, const struct vmm_vcpu_area *area, u32 *reason)
+static u32 load_controls(struct vmcb_control_area *to, const struct vmm_vcpu_area *area)
 {
 	u32 i, filter = READ_ONCE(area->svm.pause_filter), options = READ_ONCE(area->svm.options);
 
 	for (i = 0; i < ARRAY_SIZE(mandatory); i++) {
 		u32 wanted = READ_ONCE(area->svm.intercepts[i]);
 
-		if (wanted & ~known[i]) {
-			*reason = VMM_REASON_INTERCEPTS;
-			return -EINVAL;
-		}
+		if (wanted & ~known[i])
+			return VMM_REASON_INTERCEPTS;
 		to->intercepts[i] = wanted | mandatory[i];
 	}
-	if (options & ~VMM_SVM_INTERCEPT_ALL_MSRS) {
-		*reason = VMM_REASON_OPTIONS;
-		return -EINVAL;
-	}
+	if (options & ~VMM_SVM_INTERCEPT_ALL_MSRS)
+		return VMM_REASON_OPTIONS;
 	to->msrpm_base_pa = __sme_set(__pa(options & VMM_SVM_INTERCEPT_ALL_MSRS ? msrpm_all : msrpm));
 	to->pause_filter_count = filter & 0xffff;
 	to->pause_filter_thresh = filter >> 16;
 	to->tsc_offset = READ_ONCE(area->tsc_offset);
-	return 0;
+	return VMM_REASON_NONE;
 }
 
-static int load_events(struct vmcb_control_area *to, const struct vmm_vcpu_area *area, u32 *reason)
+static u32 load_events(struct vmcb_control_area *to, const struct vmm_vcpu_area *area)
 {
 	u32 int_ctl = READ_ONCE(area->svm.int_ctl);
 	u32 vector = READ_ONCE(area->svm.int_vector);
 	u32 state = READ_ONCE(area->svm.int_state);
 	u32 event = READ_ONCE(area->svm.event_inj);
 
-	if (int_ctl & ~CALLERS_INT_CTL || vector > 0xff || state & ~SVM_INTERRUPT_SHADOW_MASK) {
-		*reason = VMM_REASON_INTERRUPT_CONTROL;
-		return -EINVAL;
-	}
+	if (int_ctl & ~CALLERS_INT_CTL || vector > 0xff || state & ~SVM_INTERRUPT_SHADOW_MASK)
+		return VMM_REASON_INTERRUPT_CONTROL;
 	if (event & SVM_EVTINJ_VALID) {
-		u32 type = event & SVM_EVTINJ_TYPE_MASK;
-
-		u32 number = event & SVM_EVTINJ_VEC_MASK;
+		u32 type = event & SVM_EVTINJ_TYPE_MASK, number = event & SVM_EVTINJ_VEC_MASK;
 
 		if (event & ~EVENT_FIELDS ||
 		    (type != SVM_EVTINJ_TYPE_INTR && type != SVM_EVTINJ_TYPE_NMI && type != SVM_EVTINJ_TYPE_EXEPT &&
 		     type != SVM_EVTINJ_TYPE_SOFT) ||
-		    (type == SVM_EVTINJ_TYPE_EXEPT && (number == X86_TRAP_NMI || number > 31))) {
-			*reason = VMM_REASON_EVENT;
-			return -EINVAL;
-		}
+		    (type == SVM_EVTINJ_TYPE_EXEPT && (number == X86_TRAP_NMI || number > 31)))
+			return VMM_REASON_EVENT;
+		to->event_inj_err = READ_ONCE(area->svm.event_inj_error);
 	}
 	to->int_ctl = int_ctl | V_INTR_MASKING_MASK;
 	to->int_vector = vector;
 	to->int_state = state;
 	to->event_inj = event & SVM_EVTINJ_VALID ? event : 0;
-	to->event_inj_err = READ_ONCE(area->svm.event_inj_error);
-	return 0;
+	return VMM_REASON_NONE;
 }
 
 /* APM Vol. 2 "Canonicalization and Consistency Checks", so that the caller hears which; on what is in the VMCB. */
@@ -180,24 +164,19 @@ static u32 check_system(const struct vmcb_save_area *save)
 	return VMM_REASON_NONE;
 }
 
-static int load(struct vmm_vcpu *vcpu)
+/* The groups that the caller has changed.  A reason if they may not be. */
+static noinline u32 load_groups(struct vmm_vcpu *vcpu, u32 dirty)
 {
 	struct vmm_vcpu_area *area = vcpu->area;
 	struct vmm_svm *from = &area->svm;
 	struct vmcb *vmcb = vcpu->vmcb;
-	u32 dirty = xchg(&area->dirty, 0), reason = VMM_REASON_NONE;
-	int error = 0;
+	u32 reason = VMM_REASON_NONE;
 
-	/* A refused group is dirty still. */
-	dirty |= vcpu->refused;
-	vcpu->refused = 0;
 	vcpu->stored |= dirty & VMM_DIRTY_ALL;
 	if (dirty & VMM_DIRTY_CONTROLS) {
 		memcpy(vcpu->small_exits, from->small_exits, sizeof(vcpu->small_exits));
-		error = load_controls(&vmcb->control, area, &reason);
+		reason = load_controls(&vmcb->control, area);
 	}
-	if (!error)
-		error = load_events(&vmcb->control, area, &reason);
 	if (dirty & VMM_DIRTY_SEGMENTS) {
 		COPY_GROUP(&vmcb->save, from, es, SEGMENTS_SIZE);
 		vmcb->save.cpl = (vmcb->save.ss.attrib >> 5) & 3;
@@ -215,21 +194,30 @@ static int load(struct vmm_vcpu *vcpu)
 		vmcb->save.dr6 = READ_ONCE(from->dr6);
 		vmcb->save.dr7 = READ_ONCE(from->dr7);
 	}
-	if (!error && dirty) {
+	if (!reason)
 		reason = check_system(&vmcb->save);
-		error = reason ? -EINVAL : 0;
-	}
-	if (!error) {
-		reason = vmm_load_common(vcpu);
-		error = reason ? -EINVAL : 0;
-	}
-	if (error) {
+	if (!reason)
+		reason = vmm_load_common(vcpu, dirty);
+	if (!reason && dirty & VMM_DIRTY_TLB)
+		vcpu->generation = 0;
+	return reason;
+}
+
+static int load(struct vmm_vcpu *vcpu)
+{
+	struct vmm_vcpu_area *area = vcpu->area;
+	struct vmcb *vmcb = vcpu->vmcb;
+	/* A refused group is dirty still. */
+	u32 dirty = xchg(&area->dirty, 0) | vcpu->refused, reason = load_events(&vmcb->control, area);
+
+	if (unlikely(dirty) && !reason)
+		reason = load_groups(vcpu, dirty);
+	if (unlikely(reason)) {
 		vcpu->refused = dirty;
 		WRITE_ONCE(area->reason, reason);
-		return error;
+		return -EINVAL;
 	}
-	if (dirty & VMM_DIRTY_TLB)
-		vcpu->generation = 0;
+	vcpu->refused = 0;
 	vmcb->save.rax = READ_ONCE(area->gpr[0]);
 	vmcb->save.rsp = READ_ONCE(area->gpr[4]);
 	vmcb->save.rip = READ_ONCE(area->rip);
@@ -246,18 +234,24 @@ static void store_groups(struct vmm_vcpu *vcpu, u32 groups)
 	struct vmcb_save_area *save = &((struct vmcb *)vcpu->vmcb)->save;
 
 	groups &= ~vcpu->stored;
-	if (groups & VMM_DIRTY_SEGMENTS)
+	if (groups & VMM_DIRTY_SEGMENTS) {
 		COPY_GROUP(to, save, es, SEGMENTS_SIZE);
+		to->cpl = save->cpl;
+	}
 	if (groups & VMM_DIRTY_SYSTEM) {
 		to->efer = save->efer & ~(u64)EFER_SVME;
 		to->cr0 = save->cr0;
+		to->cr2 = save->cr2;
 		to->cr3 = save->cr3;
 		to->cr4 = save->cr4;
+	}
+	if (groups & VMM_DIRTY_DEBUG) {
+		to->dr6 = save->dr6;
+		to->dr7 = save->dr7;
 	}
 	if (groups & VMM_DIRTY_MSRS)
 		COPY_GROUP(to, save, star, MSRS_SIZE);
 	vcpu->stored |= groups;
-	vcpu->area->stored = vcpu->stored;
 }
 
 static bool is_small(const struct vmm_vcpu *vcpu, u32 code)
@@ -284,17 +278,18 @@ static void store(struct vmm_vcpu *vcpu)
 	to->exit_code = (u64)control->exit_code_hi << 32 | control->exit_code;
 	to->exit_info_1 = control->exit_info_1;
 	to->exit_info_2 = control->exit_info_2;
+	vcpu->stored &= ~LAZY;
+	if (is_small(vcpu, control->exit_code)) {
+		area->stored = vcpu->stored;
+		return;
+	}
 	to->exit_int_info = control->exit_int_info;
 	to->exit_int_info_error = control->exit_int_info_err;
 	to->next_rip = control->next_rip;
 	to->insn_len = control->insn_len;
 	memcpy(to->insn_bytes, control->insn_bytes, sizeof(to->insn_bytes));
-	to->cpl = save->cpl;
-	to->cr2 = save->cr2;
-	to->dr6 = save->dr6;
-	to->dr7 = save->dr7;
-	vcpu->stored &= ~LAZY;
-	store_groups(vcpu, is_small(vcpu, control->exit_code) ? 0 : LAZY);
+	store_groups(vcpu, LAZY);
+	area->stored = vcpu->stored;
 }
 
 /* ---- One entry.  Interrupts are off. ---- */
@@ -318,53 +313,55 @@ static void new_generation(struct vmm_cpu *cpu)
 
 static void own_svm(struct vmm_cpu *cpu, struct ownership *own)
 {
-	u64 ours = __sme_set(page_to_phys(cpu->hsave));
-
 	own->efer = __rdmsr(MSR_EFER);
 	own->hsave = __rdmsr(MSR_VM_HSAVE_PA);
 	own->shared = own->efer & EFER_SVME;
 	if (!own->shared)
 		native_wrmsrl(MSR_EFER, own->efer | EFER_SVME);
-	if (own->hsave != ours) {
-		wrmsrl(MSR_VM_HSAVE_PA, ours);
+	if (unlikely(own->hsave != cpu->hsave)) {
+		wrmsrl(MSR_VM_HSAVE_PA, cpu->hsave);
 		new_generation(cpu);
 	}
 }
 
-static void disown_svm(struct vmm_cpu *cpu, struct ownership *own, u64 host)
+static noinline void flush_tlb(struct vmm_cpu *cpu)
 {
-	if (!own->shared) {
+	u64 gpr[16] = {};
+
+	asm volatile("clgi");
+	vmm_svm_enter(__sme_set(__pa(flush_guest)), cpu->host, gpr);
+	asm volatile("stgi");
+}
+
+static void disown_svm(struct vmm_cpu *cpu, struct ownership *own)
+{
+	if (likely(!own->shared)) {
 		native_wrmsrl(MSR_EFER, own->efer);
 	} else {
-		u64 gpr[16] = {};
-
-		asm volatile("clgi");
-		vmm_svm_enter(__sme_set(__pa(flush_guest)), host, gpr);
-		asm volatile("stgi");
+		flush_tlb(cpu);
 		native_wrmsrl(MSR_VM_HSAVE_PA, own->hsave);
 	}
 }
 
 static void choose_asid(struct vmm_vcpu *vcpu, struct vmm_cpu *cpu)
 {
-	struct vmcb *vmcb = vcpu->vmcb;
+	struct vmcb_control_area *control = &((struct vmcb *)vcpu->vmcb)->control;
 	u64 flushes = atomic64_read(&vcpu->vm->flushes);
 
-	vmcb->control.tlb_ctl = TLB_CONTROL_DO_NOTHING;
+	control->tlb_ctl = TLB_CONTROL_DO_NOTHING;
+	if (likely(vcpu->cpu == raw_smp_processor_id() && vcpu->generation == cpu->generation && vcpu->flushes == flushes))
+		return;
 	/* A fresh ASID has no translations: as good as a flush, and every CPU can do it. */
-	if (vcpu->cpu != raw_smp_processor_id() || vcpu->generation != cpu->generation ||
-	    vcpu->flushes != flushes) {
-		if (cpu->next_asid >= asid_count)
-			new_generation(cpu);
-		if (cpu->next_asid == 1)
-			vmcb->control.tlb_ctl = TLB_CONTROL_FLUSH_ALL_ASID;
-		vcpu->asid = cpu->next_asid++;
-		vcpu->cpu = raw_smp_processor_id();
-		vcpu->generation = cpu->generation;
-		vcpu->flushes = flushes;
-	}
-	vmcb->control.asid = vcpu->asid;
-	vmcb->control.nested_cr3 = __sme_set(__pa(READ_ONCE(vcpu->vm->root)));
+	if (cpu->next_asid >= asid_count)
+		new_generation(cpu);
+	if (cpu->next_asid == 1)
+		control->tlb_ctl = TLB_CONTROL_FLUSH_ALL_ASID;
+	control->asid = cpu->next_asid++;
+	vcpu->cpu = raw_smp_processor_id();
+	vcpu->generation = cpu->generation;
+	vcpu->flushes = flushes;
+	smp_rmb(); /* A root that is newer than the number has that of its own. */
+	control->nested_cr3 = __sme_set(__pa(READ_ONCE(vcpu->vm->root)));
 }
 
 /* CPUID by the caller's table.  True: the guest goes on behind it. */
@@ -397,7 +394,6 @@ static void enter(struct vmm_vcpu *vcpu)
 {
 	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
 	struct vmcb *vmcb = vcpu->vmcb;
-	u64 host = __sme_set(page_to_phys(cpu->host));
 	struct ownership own;
 	struct vmm_host switched;
 
@@ -409,14 +405,14 @@ static void enter(struct vmm_vcpu *vcpu)
 	asm volatile("clgi");
 	/* What waits for the host ends the next entry at once. */
 	do
-		vmm_svm_enter(__sme_set(__pa(vmcb)), host, vcpu->area->gpr);
-	while (vmcb->control.exit_code == SVM_EXIT_CPUID && serve_cpuid(vcpu));
+		vmm_svm_enter(vcpu->vmcb_address, cpu->host, vcpu->area->gpr);
+	while (unlikely(vmcb->control.exit_code == SVM_EXIT_CPUID) && serve_cpuid(vcpu));
 	asm volatile("stgi");
 	/* An NMI that ended the guest has been served by now. */
 
 	vmm_switch_to_host(vcpu, &switched);
-	disown_svm(cpu, &own, host);
-	if (vmcb->control.exit_code == SVM_EXIT_EXCP_BASE + X86_TRAP_MC)
+	disown_svm(cpu, &own);
+	if (unlikely(vmcb->control.exit_code == SVM_EXIT_EXCP_BASE + X86_TRAP_MC))
 		asm volatile("int $18"); /* As the CPU would have done outside of a guest. */
 }
 
@@ -441,11 +437,10 @@ static void keep_event(struct vmcb_control_area *control)
 /* True: the guest goes on. */
 static bool handle(struct vmm_vcpu *vcpu)
 {
-	struct vmm_vcpu_area *area = vcpu->area;
 	struct vmcb *vmcb = vcpu->vmcb;
-	int error = 0;
 
 	keep_event(&vmcb->control);
+	WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_HARDWARE);
 	switch (vmcb->control.exit_code) {
 	case SVM_EXIT_INTR:
 	case SVM_EXIT_NMI:
@@ -454,26 +449,13 @@ static bool handle(struct vmm_vcpu *vcpu)
 	case SVM_EXIT_EXCP_BASE + X86_TRAP_MC:
 		return true;
 	case SVM_EXIT_NPF:
-		switch (vmm_map_page(vcpu->vm, vmcb->control.exit_info_2,
-				     vmcb->control.exit_info_1 & X86_PF_WRITE, &error)) {
-		case VMM_FAULT_MAPPED:
-			return true;
-		case VMM_FAULT_NO_SLOT:
-			break;
-		case VMM_FAULT_ERROR:
-			WRITE_ONCE(area->error, -error);
-			WRITE_ONCE(area->exit_kind, VMM_EXIT_MEMORY);
-			return false;
-		}
-		break;
+		return vmm_fault(vcpu, vmcb->control.exit_info_2, vmcb->control.exit_info_1 & X86_PF_WRITE);
 	default:
-		break;
+		return false;
 	}
-	WRITE_ONCE(area->exit_kind, VMM_EXIT_HARDWARE);
-	return false;
 }
 
-static int run(struct vmm_vcpu *vcpu)
+int vmm_svm_run(struct vmm_vcpu *vcpu)
 {
 	return vmm_run(vcpu, load, enter, handle, store);
 }
@@ -481,6 +463,7 @@ static int run(struct vmm_vcpu *vcpu)
 static void fetch(struct vmm_vcpu *vcpu)
 {
 	store_groups(vcpu, LAZY);
+	vcpu->area->stored = vcpu->stored;
 }
 
 /* ---- vCPUs ---- */
@@ -506,10 +489,7 @@ static int create_vcpu(struct vmm_vcpu *vcpu)
 	init_vmcb(vmcb);
 	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
 	vcpu->vmcb = vmcb;
-	vcpu->cpu = -1;
-	vcpu->serial = atomic64_inc_return(&serials);
-	vcpu->refused = VMM_DIRTY_ALL;
-	vcpu->stored = vcpu->area->stored = VMM_DIRTY_ALL;
+	vcpu->vmcb_address = __sme_set(__pa(vmcb));
 	return 0;
 }
 
@@ -518,22 +498,8 @@ static void destroy_vcpu(struct vmm_vcpu *vcpu)
 	free_page((unsigned long)vcpu->vmcb);
 }
 
-static u32 features(void)
-{
-	u32 all = 0;
-
-	if (boot_cpu_has(X86_FEATURE_NRIPS))
-		all |= VMM_FEATURE_NEXT_RIP;
-	if (boot_cpu_has(X86_FEATURE_DECODEASSISTS))
-		all |= VMM_FEATURE_DECODE_ASSISTS;
-	if (boot_cpu_has(X86_FEATURE_PAUSEFILTER))
-		all |= VMM_FEATURE_PAUSE_FILTER;
-	return all;
-}
-
 /* ---- CPUs ---- */
 
-/* On each CPU when the module is loaded, and on those that come later, which are not let on otherwise. */
 static int check_cpu(unsigned int number)
 {
 	u64 vm_cr;
@@ -558,7 +524,7 @@ static int leave_cpu(unsigned int number)
 	u64 hsave;
 
 	rdmsrl(MSR_VM_HSAVE_PA, hsave);
-	if (hsave == __sme_set(page_to_phys(cpu->hsave)))
+	if (hsave == cpu->hsave)
 		wrmsrl(MSR_VM_HSAVE_PA, 0);
 	return 0;
 }
@@ -567,14 +533,8 @@ static void free_all(void)
 {
 	int number;
 
-	for_each_possible_cpu(number) {
-		struct vmm_cpu *cpu = per_cpu_ptr(&cpus, number);
-
-		if (cpu->hsave)
-			__free_page(cpu->hsave);
-		if (cpu->host)
-			__free_page(cpu->host);
-	}
+	for_each_possible_cpu(number)
+		free_pages((unsigned long)per_cpu(cpus, number).pages, CPU_ORDER);
 	free_pages((unsigned long)iopm, IOPM_ORDER);
 	free_pages((unsigned long)msrpm, MSRPM_ORDER);
 	free_pages((unsigned long)msrpm_all, MSRPM_ORDER);
@@ -588,12 +548,13 @@ static int allocate_all(void)
 	for_each_possible_cpu(number) {
 		struct vmm_cpu *cpu = per_cpu_ptr(&cpus, number);
 
-		cpu->hsave = alloc_page(GFP_KERNEL | __GFP_ZERO);
-		cpu->host = alloc_page(GFP_KERNEL | __GFP_ZERO);
+		cpu->pages = (void *)__get_free_pages(GFP_KERNEL | __GFP_ZERO, CPU_ORDER);
+		if (!cpu->pages)
+			return -ENOMEM;
+		cpu->hsave = __sme_set(__pa(cpu->pages));
+		cpu->host = cpu->hsave + PAGE_SIZE;
 		cpu->generation = 1;
 		cpu->next_asid = 1;
-		if (!cpu->hsave || !cpu->host)
-			return -ENOMEM;
 	}
 	iopm = (void *)__get_free_pages(GFP_KERNEL, IOPM_ORDER);
 	msrpm = (void *)__get_free_pages(GFP_KERNEL, MSRPM_ORDER);
@@ -628,50 +589,36 @@ static int init(void)
 	if (!boot_cpu_has(X86_FEATURE_SVM) || !boot_cpu_has(X86_FEATURE_NPT))
 		return -EOPNOTSUPP;
 	asid_count = cpuid_ebx(SVM_CPUID_FUNC);
+	/* Nested tables have the depth of the host's own. */
+	vmm_svm.levels = native_read_cr4() & X86_CR4_LA57 ? 5 : 4;
+	vmm_svm.features = (boot_cpu_has(X86_FEATURE_NRIPS) ? VMM_FEATURE_NEXT_RIP : 0) |
+			   (boot_cpu_has(X86_FEATURE_DECODEASSISTS) ? VMM_FEATURE_DECODE_ASSISTS : 0) |
+			   (boot_cpu_has(X86_FEATURE_PAUSEFILTER) ? VMM_FEATURE_PAUSE_FILTER : 0);
 	error = allocate_all();
 	if (error)
-		goto fail;
+		return error;
 	memset(iopm, 0xff, PAGE_SIZE << IOPM_ORDER);
 	memset(msrpm, 0xff, PAGE_SIZE << MSRPM_ORDER);
 	memset(msrpm_all, 0xff, PAGE_SIZE << MSRPM_ORDER);
 	for (i = 0; i < ARRAY_SIZE(passed); i++)
 		pass_msr(passed[i]);
 	make_flush_guest(flush_guest);
-	error = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "virt/vmm:online", check_cpu, leave_cpu);
-	if (error < 0)
-		goto fail;
-	hotplug_state = error;
 	return 0;
-fail:
-	free_all();
-	return error;
-}
-
-static void leave(void)
-{
-	cpuhp_remove_state(hotplug_state);
-	free_all();
-}
-
-/* Nested tables have the depth of the host's own. */
-static int table_levels(void)
-{
-	return native_read_cr4() & X86_CR4_LA57 ? 5 : 4;
 }
 
 /* APM Vol. 2 "Nested Paging": entries are those of long mode, and all accesses are user accesses. */
 #define ENTRY_BITS (_PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED | _PAGE_DIRTY)
 
-const struct vmm_vendor vmm_svm = {
+struct vmm_vendor vmm_svm = {
 	.id = VMM_VENDOR_SVM,
 	.table_bits = ENTRY_BITS | _PAGE_RW,
 	.page_bits = ENTRY_BITS,
 	.init = init,
-	.exit = leave,
-	.features = features,
-	.table_levels = table_levels,
+	.exit = free_all,
+	.check_cpu = check_cpu,
+	.leave_cpu = leave_cpu,
 	.create_vcpu = create_vcpu,
 	.destroy_vcpu = destroy_vcpu,
-	.run = run,
+	.run = vmm_svm_run,
 	.fetch = fetch,
 };

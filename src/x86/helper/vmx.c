@@ -13,13 +13,10 @@
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/cpu.h>
-#include <linux/cpuhotplug.h>
 #include <linux/gfp.h>
 #include <linux/moduleparam.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
-#include <asm/debugreg.h>
 #include <asm/desc.h>
 #include <asm/io.h>
 #include <asm/perf_event.h>
@@ -27,7 +24,7 @@
 #include <asm/trapnr.h>
 #include <asm/vmx.h>
 
-#include "helper.h"
+#include "run.h"
 
 bool vmm_vmx_enter(u64 *gpr, bool resume);
 void vmm_vmx_exit(void);
@@ -82,8 +79,6 @@ static unsigned long *msr_bitmap;     /* All MSRs but the three below. */
 static unsigned long *msr_bitmap_all; /* All MSRs. */
 static u64 host_star, host_lstar, host_sfmask;
 static u8 *l1d_fill; /* What replaces the L1 data cache's contents where no command does. */
-static enum cpuhp_state hotplug_state;
-static atomic64_t serials = ATOMIC64_INIT(0);
 
 #define L1D_FILL_ORDER 4
 
@@ -332,40 +327,52 @@ static void copy_groups(struct vmm_vmx *to, const struct vmm_vmx *from, u32 grou
 	barrier(); /* What is checked is what is used. */
 }
 
+/* The groups that the caller has changed.  A reason if they may not be. */
+static noinline u32 load_groups(struct vmm_vcpu *vcpu, u32 dirty)
+{
+	struct vmx_vcpu *v = vcpu->vmx;
+	u32 reason;
+
+	copy_groups(&v->in, &vcpu->area->vmx, dirty);
+	reason = check_controls(&v->in);
+	if (!reason)
+		reason = check_system(&v->in);
+	if (!reason)
+		reason = vmm_load_common(vcpu, dirty);
+	if (reason)
+		return reason;
+	v->tsc_offset = READ_ONCE(vcpu->area->tsc_offset);
+	if (dirty & VMM_DIRTY_SYSTEM)
+		v->cr2 = v->in.cr2;
+	if (dirty & VMM_DIRTY_MSRS)
+		v->kernel_gs_base = v->in.kernel_gs_base;
+	v->flush |= !!(dirty & VMM_DIRTY_TLB);
+	return VMM_REASON_NONE;
+}
+
 static int load(struct vmm_vcpu *vcpu)
 {
 	struct vmm_vcpu_area *area = vcpu->area;
 	struct vmx_vcpu *v = vcpu->vmx;
-	u32 dirty = xchg(&area->dirty, 0) | vcpu->refused, reason;
-	u32 event = READ_ONCE(area->vmx.event_inj), interruptibility = READ_ONCE(area->vmx.interruptibility);
-
 	/* A refused group is dirty still. */
-	vcpu->refused = 0;
-	copy_groups(&v->in, &area->vmx, dirty);
-	reason = check_event(event, interruptibility);
-	if (!reason)
-		reason = check_controls(&v->in);
-	if (!reason)
-		reason = check_system(&v->in);
-	if (!reason)
-		reason = vmm_load_common(vcpu);
-	if (reason) {
+	u32 dirty = xchg(&area->dirty, 0) | vcpu->refused;
+	u32 event = READ_ONCE(area->vmx.event_inj), interruptibility = READ_ONCE(area->vmx.interruptibility);
+	u32 reason = check_event(event, interruptibility);
+
+	if (unlikely(dirty) && !reason)
+		reason = load_groups(vcpu, dirty);
+	if (unlikely(reason)) {
 		vcpu->refused = dirty;
 		WRITE_ONCE(area->reason, reason);
 		return -EINVAL;
 	}
+	vcpu->refused = 0;
 	v->event = event & INTR_INFO_VALID_MASK ? event : 0;
 	v->event_error = READ_ONCE(area->vmx.event_inj_error);
 	v->in.interruptibility = interruptibility;
 	v->rip = READ_ONCE(area->rip);
 	v->rsp = READ_ONCE(area->gpr[4]);
 	v->rflags = READ_ONCE(area->rflags);
-	v->tsc_offset = READ_ONCE(area->tsc_offset);
-	if (dirty & VMM_DIRTY_SYSTEM)
-		v->cr2 = v->in.cr2;
-	if (dirty & VMM_DIRTY_MSRS)
-		v->kernel_gs_base = v->in.kernel_gs_base;
-	v->flush |= !!(dirty & VMM_DIRTY_TLB);
 	v->dirty |= dirty | REGISTERS;
 	v->stored |= dirty | REGISTERS;
 	return 0;
@@ -395,17 +402,16 @@ static void read_segment(struct vmm_segment *to, u32 index)
 	to->attributes = (rights & 0xff & ~(rights >> 9 & 0x80)) | (rights >> 4 & 0xf00);
 }
 
-#define LDTR 6
-#define TR 7
+/* Where the area has the VMCS's segments, which are ES to GS, LDTR and TR: as indices from `es`. */
+static const u8 places[] = { 0, 1, 2, 3, 4, 5, 7, 9 };
+static_assert(offsetof(struct vmm_vmx, tr) - offsetof(struct vmm_vmx, es) == 9 * sizeof(struct vmm_segment));
 
 static void write_segments(const struct vmm_vmx *in)
 {
 	int i;
 
-	for (i = 0; i < 6; i++)
-		write_segment(i, &in->es + i);
-	write_segment(LDTR, &in->ldtr);
-	write_segment(TR, &in->tr);
+	for (i = 0; i < ARRAY_SIZE(places); i++)
+		write_segment(i, &in->es + places[i]);
 	vmwrite(GUEST_GDTR_BASE, in->gdtr.base);
 	vmwrite(GUEST_GDTR_LIMIT, in->gdtr.limit);
 	vmwrite(GUEST_IDTR_BASE, in->idtr.base);
@@ -416,10 +422,8 @@ static void read_segments(struct vmm_vmx *out)
 {
 	int i;
 
-	for (i = 0; i < 6; i++)
-		read_segment(&out->es + i, i);
-	read_segment(&out->ldtr, LDTR);
-	read_segment(&out->tr, TR);
+	for (i = 0; i < ARRAY_SIZE(places); i++)
+		read_segment(&out->es + places[i], i);
 	out->gdtr.base = vmread(GUEST_GDTR_BASE);
 	out->gdtr.limit = vmread(GUEST_GDTR_LIMIT);
 	out->idtr.base = vmread(GUEST_IDTR_BASE);
@@ -489,31 +493,26 @@ static void write_msrs(const struct vmm_vmx *in)
 /* What stays as it is for the life of a VMCS, or until it is run on another CPU. */
 static void write_constants(struct vmm_vcpu *vcpu)
 {
+	static const u16 zeros[] = { CR3_TARGET_COUNT, PAGE_FAULT_ERROR_CODE_MASK, PAGE_FAULT_ERROR_CODE_MATCH,
+				     VM_EXIT_MSR_STORE_COUNT, VM_EXIT_MSR_LOAD_COUNT, VM_ENTRY_MSR_LOAD_COUNT,
+				     GUEST_IA32_DEBUGCTL, GUEST_ACTIVITY_STATE, GUEST_PENDING_DBG_EXCEPTIONS,
+				     HOST_DS_SELECTOR, HOST_ES_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR };
+	int i;
+
 	vmwrite(VIRTUAL_PROCESSOR_ID, 0xffff - vcpu->index);
 	vmwrite(PIN_BASED_VM_EXEC_CONTROL, config.pin);
 	if (config.pin & PIN_BASED_VMX_PREEMPTION_TIMER)
 		vmwrite(VMX_PREEMPTION_TIMER_VALUE, config.timer);
 	vmwrite(VM_EXIT_CONTROLS, config.exit);
 	vmwrite(VMCS_LINK_POINTER, NO_VMCS);
-	vmwrite(CR3_TARGET_COUNT, 0);
-	vmwrite(PAGE_FAULT_ERROR_CODE_MASK, 0);
-	vmwrite(PAGE_FAULT_ERROR_CODE_MATCH, 0);
-	vmwrite(VM_EXIT_MSR_STORE_COUNT, 0);
-	vmwrite(VM_EXIT_MSR_LOAD_COUNT, 0);
-	vmwrite(VM_ENTRY_MSR_LOAD_COUNT, 0);
+	for (i = 0; i < ARRAY_SIZE(zeros); i++)
+		vmwrite(zeros[i], 0);
 	if (config.secondary & SECONDARY_EXEC_ENCLS_EXITING)
 		vmwrite(ENCLS_EXITING_BITMAP, ~0ull);
 	if (config.secondary & SECONDARY_EXEC_XSAVES)
 		vmwrite(XSS_EXIT_BITMAP, 0);
-	vmwrite(GUEST_IA32_DEBUGCTL, 0);
-	vmwrite(GUEST_ACTIVITY_STATE, GUEST_ACTIVITY_ACTIVE);
-	vmwrite(GUEST_PENDING_DBG_EXCEPTIONS, 0);
 	vmwrite(HOST_CS_SELECTOR, __KERNEL_CS);
 	vmwrite(HOST_SS_SELECTOR, __KERNEL_DS);
-	vmwrite(HOST_DS_SELECTOR, 0);
-	vmwrite(HOST_ES_SELECTOR, 0);
-	vmwrite(HOST_FS_SELECTOR, 0);
-	vmwrite(HOST_GS_SELECTOR, 0);
 	vmwrite(HOST_RIP, (unsigned long)vmm_vmx_exit);
 }
 
@@ -791,31 +790,17 @@ static void restore_host(const struct host_segments *host)
 		native_wrmsrl(MSR_IA32_DEBUGCTLMSR, host->debugctl);
 }
 
-static void load_guest_msrs(const struct vmx_vcpu *v)
+/* What SYSCALL uses: to the guest's values, from the host's, or back. */
+static void switch_syscall_msrs(const struct vmx_vcpu *v, bool to_guest)
 {
-	native_wrmsrl(MSR_KERNEL_GS_BASE, v->kernel_gs_base);
 	if (!(v->in.efer & EFER_SCE))
 		return; /* SYSCALL is #UD. */
 	if (v->in.star != host_star)
-		native_wrmsrl(MSR_STAR, v->in.star);
+		native_wrmsrl(MSR_STAR, to_guest ? v->in.star : host_star);
 	if (v->in.lstar != host_lstar)
-		native_wrmsrl(MSR_LSTAR, v->in.lstar);
+		native_wrmsrl(MSR_LSTAR, to_guest ? v->in.lstar : host_lstar);
 	if (v->in.sfmask != host_sfmask)
-		native_wrmsrl(MSR_SYSCALL_MASK, v->in.sfmask);
-}
-
-static void load_host_msrs(struct vmx_vcpu *v, const struct host_segments *host)
-{
-	v->kernel_gs_base = __rdmsr(MSR_KERNEL_GS_BASE);
-	native_wrmsrl(MSR_KERNEL_GS_BASE, host->kernel_gs_base);
-	if (!(v->in.efer & EFER_SCE))
-		return;
-	if (v->in.star != host_star)
-		native_wrmsrl(MSR_STAR, host_star);
-	if (v->in.lstar != host_lstar)
-		native_wrmsrl(MSR_LSTAR, host_lstar);
-	if (v->in.sfmask != host_sfmask)
-		native_wrmsrl(MSR_SYSCALL_MASK, host_sfmask);
+		native_wrmsrl(MSR_SYSCALL_MASK, to_guest ? v->in.sfmask : host_sfmask);
 }
 
 static bool is_event(u32 event, u32 type, u32 vector)
@@ -866,7 +851,8 @@ static void enter(struct vmm_vcpu *vcpu)
 		return;
 	write_vmcs(vcpu, host.fs_base, &host.gdt, &host.idt);
 	vmm_switch_to_guest(vcpu, &switched, v->in.dr7);
-	load_guest_msrs(v);
+	native_wrmsrl(MSR_KERNEL_GS_BASE, v->kernel_gs_base);
+	switch_syscall_msrs(v, true);
 	if (native_read_cr2() != v->cr2)
 		native_write_cr2(v->cr2);
 	clear_cache();
@@ -877,7 +863,9 @@ static void enter(struct vmm_vcpu *vcpu)
 		resume = true;
 	} while (v->entered && vmread(VM_EXIT_REASON) == EXIT_REASON_CPUID && serve_cpuid(vcpu));
 	v->cr2 = native_read_cr2();
-	load_host_msrs(v, &host);
+	v->kernel_gs_base = __rdmsr(MSR_KERNEL_GS_BASE);
+	native_wrmsrl(MSR_KERNEL_GS_BASE, host.kernel_gs_base);
+	switch_syscall_msrs(v, false);
 	vmm_switch_to_host(vcpu, &switched);
 	if (v->entered) {
 		restore_host(&host);
@@ -912,43 +900,30 @@ static void fetch_groups(struct vmm_vcpu *vcpu, u32 groups)
 /* True: the guest goes on. */
 static bool handle(struct vmm_vcpu *vcpu)
 {
-	struct vmm_vcpu_area *area = vcpu->area;
 	struct vmx_vcpu *v = vcpu->vmx;
-	int error = 0;
 
-	if (!v->entered) {
-		WRITE_ONCE(area->error, v->failure);
-		WRITE_ONCE(area->exit_kind, VMM_EXIT_FAILED);
+	if (unlikely(!v->entered)) {
+		WRITE_ONCE(vcpu->area->error, v->failure);
+		WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_FAILED);
 		return false;
 	}
+	WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_HARDWARE);
 	switch (v->reason) {
 	case EXIT_REASON_EXTERNAL_INTERRUPT:
 	case EXIT_REASON_PREEMPTION_TIMER:
 	case EXIT_REASON_INIT_SIGNAL:
 		return true;
 	case EXIT_REASON_EXCEPTION_NMI:
-		if (is_event(v->exit_event, INTR_TYPE_NMI_INTR, X86_TRAP_NMI) ||
-		    is_event(v->exit_event, INTR_TYPE_HARD_EXCEPTION, X86_TRAP_MC))
-			return true;
-		break;
+		return is_event(v->exit_event, INTR_TYPE_NMI_INTR, X86_TRAP_NMI) ||
+		       is_event(v->exit_event, INTR_TYPE_HARD_EXCEPTION, X86_TRAP_MC);
 	case EXIT_REASON_EPT_VIOLATION:
-		switch (vmm_map_page(vcpu->vm, v->gpa, v->qualification & VIOLATION_WRITE, &error)) {
-		case VMM_FAULT_MAPPED:
+		if (vmm_fault(vcpu, v->gpa, v->qualification & VIOLATION_WRITE))
 			return true;
-		case VMM_FAULT_NO_SLOT:
-			fetch_groups(vcpu, REGISTERS | LAZY);
-			break;
-		case VMM_FAULT_ERROR:
-			WRITE_ONCE(area->error, -error);
-			WRITE_ONCE(area->exit_kind, VMM_EXIT_MEMORY);
-			return false;
-		}
-		break;
+		fetch_groups(vcpu, REGISTERS | LAZY);
+		return false;
 	default:
-		break;
+		return false;
 	}
-	WRITE_ONCE(area->exit_kind, VMM_EXIT_HARDWARE);
-	return false;
 }
 
 static void store(struct vmm_vcpu *vcpu)
@@ -1000,10 +975,6 @@ static int create_vcpu(struct vmm_vcpu *vcpu)
 	v->stored = VMM_DIRTY_ALL | REGISTERS;
 	v->in.dr7 = 0x400;
 	vcpu->vmx = v;
-	vcpu->cpu = -1;
-	vcpu->serial = atomic64_inc_return(&serials);
-	vcpu->refused = VMM_DIRTY_ALL;
-	vcpu->area->stored = VMM_DIRTY_ALL;
 	return 0;
 }
 
@@ -1011,24 +982,6 @@ static void destroy_vcpu(struct vmm_vcpu *vcpu)
 {
 	free_page((unsigned long)vcpu->vmx->vmcs);
 	kfree(vcpu->vmx);
-}
-
-static u32 features(void)
-{
-	u32 all = VMM_FEATURE_NEXT_RIP;
-
-	if (config.secondary_allowed & SECONDARY_EXEC_ENABLE_RDTSCP)
-		all |= VMM_FEATURE_RDTSCP;
-	if (config.secondary_allowed & SECONDARY_EXEC_ENABLE_INVPCID)
-		all |= VMM_FEATURE_INVPCID;
-	if (config.secondary & SECONDARY_EXEC_XSAVES)
-		all |= VMM_FEATURE_XSAVES;
-	return all;
-}
-
-static int table_levels(void)
-{
-	return EPT_LEVELS;
 }
 
 /* ---- CPUs ---- */
@@ -1078,7 +1031,6 @@ static int read_config(struct config *to)
 	return 0;
 }
 
-/* On each CPU when the module is loaded, and on those that come later, which are not let on otherwise. */
 static int check_cpu(unsigned int number)
 {
 	struct config here;
@@ -1145,38 +1097,29 @@ static int init(void)
 	rdmsrl(MSR_STAR, host_star);
 	rdmsrl(MSR_LSTAR, host_lstar);
 	rdmsrl(MSR_SYSCALL_MASK, host_sfmask);
+	vmm_vmx.features = VMM_FEATURE_NEXT_RIP |
+			   (config.secondary_allowed & SECONDARY_EXEC_ENABLE_RDTSCP ? VMM_FEATURE_RDTSCP : 0) |
+			   (config.secondary_allowed & SECONDARY_EXEC_ENABLE_INVPCID ? VMM_FEATURE_INVPCID : 0) |
+			   (config.secondary & SECONDARY_EXEC_XSAVES ? VMM_FEATURE_XSAVES : 0);
 	error = allocate_all();
 	if (error)
-		goto fail;
+		return error;
 	memset(msr_bitmap, 0xff, PAGE_SIZE);
 	memset(msr_bitmap_all, 0xff, PAGE_SIZE);
 	pass_msr(MSR_FS_BASE);
 	pass_msr(MSR_GS_BASE);
 	pass_msr(MSR_KERNEL_GS_BASE);
-	error = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "virt/vmm:online", check_cpu, NULL);
-	if (error < 0)
-		goto fail;
-	hotplug_state = error;
 	return 0;
-fail:
-	free_all();
-	return error;
 }
 
-static void leave(void)
-{
-	cpuhp_remove_state(hotplug_state);
-	free_all();
-}
-
-const struct vmm_vendor vmm_vmx = {
+struct vmm_vendor vmm_vmx = {
 	.id = VMM_VENDOR_VMX,
 	.table_bits = EPT_READ_EXECUTE | EPT_WRITE,
 	.page_bits = EPT_READ_EXECUTE | EPT_WRITE_BACK | EPT_IGNORE_PAT,
 	.init = init,
-	.exit = leave,
-	.features = features,
-	.table_levels = table_levels,
+	.levels = EPT_LEVELS,
+	.exit = free_all,
+	.check_cpu = check_cpu,
 	.create_vcpu = create_vcpu,
 	.destroy_vcpu = destroy_vcpu,
 	.run = run,

@@ -76,10 +76,10 @@ bool write_one(const UniqueFd& vcpu, std::uint32_t index, std::uint64_t value) n
 
 }  // namespace
 
-CpuState& KvmVcpu::state(StateGroup current) noexcept
+CpuState& KvmVcpu::fetch_state(StateGroup wanted) noexcept
 {
-    const StateGroup missing = current - current_;
-    current_ = current_ | current;
+    const StateGroup missing = wanted - current();
+    set_current(current() | wanted);
     if (has(missing, StateGroup::Registers)) {
         load_registers();
     }
@@ -197,7 +197,7 @@ void KvmVcpu::store_registers() noexcept
 bool KvmVcpu::events_changed() const noexcept
 {
     return has(changed_, StateGroup::Registers) ||
-           (has(current_, StateGroup::Registers) && state_.inject != kvms_event_) ||
+           (has(current(), StateGroup::Registers) && state_.inject != kvms_event_) ||
            state_.nmi_window_requested != kvm_has_nmi_;
 }
 

@@ -68,7 +68,7 @@ KvmVcpu::KvmVcpu(std::shared_ptr<KvmVm> vm, VcpuHost& host, UniqueFd fd, RunArea
       kick_{vm_->kick_signal()}
 {
     run_->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_EVENTS;
-    current_ = StateGroup::All;  // The core gives it its reset state.
+    hold(state_, StateGroup::All);  // The core gives it its reset state.
 }
 
 // --- Running.
@@ -131,7 +131,7 @@ KvmVcpu::Next KvmVcpu::run_once(bool immediate) noexcept
     completes_ = false;
     const int result = ::ioctl(fd_.get(), KVM_RUN, 0UL);
     const int error = errno;
-    current_ = StateGroup::None;
+    set_current(StateGroup::None);
     changed_ = StateGroup::None;
     if (run_->cr8 != cr8) {
         host_.write_cr8(run_->cr8);

@@ -46,9 +46,7 @@ public:
                                                                     std::uint32_t id);
     KvmVcpu(std::shared_ptr<KvmVm> vm, VcpuHost& host, UniqueFd fd, RunArea run) noexcept;
 
-    using EngineVcpu::state;
     using EngineVcpu::state_changed;
-    CpuState& state(StateGroup current) noexcept override;
     void state_changed(StateGroup changed) noexcept override;
     Result<void> set_cpuid(Cpuid cpuid) override;
     Result<void> set_guest_debug(const GuestDebug& debug) override;
@@ -65,6 +63,8 @@ public:
     }
 
 private:
+    CpuState& fetch_state(StateGroup current) noexcept override;
+
     /// What is to be done after KVM_RUN has returned.
     enum class Next : std::uint8_t { Run, Leave };
 
@@ -110,7 +110,6 @@ private:
     CpuState state_;
     EngineExit exit_;
     MsrAnswer msr_answer_;                  ///< Of the caller, to an MSR exit.
-    StateGroup current_{StateGroup::None};  ///< `state_` has these as KVM has them, or newer.
     StateGroup changed_{StateGroup::None};  ///< KVM must be told these.
     std::optional<Event> kvms_event_;       ///< The event that KVM itself holds for injection.
     bool kvm_has_nmi_{};                    ///< KVM was given the NMI that the core has waiting.

@@ -212,10 +212,10 @@ public:
     {
         VMM_TRY(leader_, leader.create_vcpu(leader_host_, id));
         VMM_TRY(follower_, follower.create_vcpu(follower_host_, id));
+        hold(leader_->state(StateGroup::None), StateGroup::None);
         return success;
     }
 
-    CpuState& state(StateGroup current) noexcept override { return leader_->state(current); }
     void state_changed(StateGroup changed) noexcept override
     {
         leader_->state_changed(changed);
@@ -289,6 +289,8 @@ public:
     bool complete_pending() noexcept override { return settle(); }
 
 private:
+    CpuState& fetch_state(StateGroup wanted) noexcept override { return leader_->state(wanted); }
+
     /// Offers an access of both to the library.
     bool answer(const EngineExit& exit) noexcept
     {

@@ -26,9 +26,8 @@ public:
           cpu_(*vm_, host),
           loop_(cpu_)
     {
+        hold(cpu_, StateGroup::All);
     }
-
-    CpuState& state(StateGroup /*current*/) noexcept override { return cpu_; }
 
     void state_changed(StateGroup /*changed*/) noexcept override
     {

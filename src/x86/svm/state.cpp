@@ -47,6 +47,7 @@ void SvmVcpu::load_segments() noexcept
 
 void SvmVcpu::load_debug() noexcept
 {
+    fetch();
     // DR0 to DR3 are the guest's only by way of the emulator.
     state_.dr6 = area_->svm.dr6;
     state_.dr7 = area_->svm.dr7;
@@ -132,16 +133,21 @@ void SvmVcpu::store_controls() noexcept
         control = control.with(C::irq, true).with(C::ignore_tpr, true).with(C::priority, 15);
     }
     area_->svm.int_ctl = static_cast<std::uint32_t>(control.raw());
-    area_->xcr0 = state_.xcr0;
-    const Controls wanted{state_.irq_window_requested, state_.nmi_blocked, hidden_cr0_ != 0,
-                          !may_pass_msrs(passed), state_.tsc_offset};
-    if (wanted != controls_) {
-        controls_ = wanted;
-        store_intercepts();
+    const auto choices = Choices{0}
+                             .with(Choices::irq_window, state_.irq_window_requested)
+                             .with(Choices::nmi_blocked, state_.nmi_blocked)
+                             .with(Choices::hides_cr0, hidden_cr0_ != 0)
+                             .with(Choices::intercepts_all_msrs, !may_pass_msrs(passed));
+    if (choices_ != choices.raw() || area_->tsc_offset != state_.tsc_offset ||
+        area_->xcr0 != state_.xcr0) [[unlikely]] {
+        choices_ = choices.raw();
+        area_->tsc_offset = state_.tsc_offset;
+        area_->xcr0 = state_.xcr0;
+        store_intercepts(choices);
     }
 }
 
-void SvmVcpu::store_intercepts() noexcept
+void SvmVcpu::store_intercepts(Choices choices) noexcept
 {
     Intercepts wanted;
     wanted.add_debug_registers()
@@ -152,20 +158,20 @@ void SvmVcpu::store_intercepts() noexcept
         .add(Intercept::Hlt)
         .add(Intercept::TaskSwitch)
         .add(Intercept::Vmmcall);
-    if (controls_->irq_window) {
+    if (choices.get(Choices::irq_window)) {
         wanted.add(Intercept::VirtualInterrupt);
     }
-    if (controls_->nmi_blocked) {
+    if (choices.get(Choices::nmi_blocked)) {
         wanted.add(Intercept::Iret);
     }
-    if (controls_->hides_cr0) {
+    if (choices.get(Choices::hides_cr0)) {
         wanted.add(Intercept::ReadCr0).add(Intercept::WriteCr0);
     }
     const auto words = wanted.words();
     std::copy(words.begin(), words.end(), std::begin(area_->svm.intercepts));
     std::copy(small_exits.begin(), small_exits.end(), std::begin(area_->svm.small_exits));
-    area_->svm.options = controls_->intercepts_all_msrs ? VMM_SVM_INTERCEPT_ALL_MSRS : 0U;
-    area_->tsc_offset = controls_->tsc_offset;
+    area_->svm.options =
+        choices.get(Choices::intercepts_all_msrs) ? VMM_SVM_INTERCEPT_ALL_MSRS : 0U;
     area_->dirty |= VMM_DIRTY_CONTROLS;
 }
 

@@ -27,6 +27,7 @@ Result<std::unique_ptr<EngineVcpu>> SvmVcpu::create(std::shared_ptr<hardware::He
 /// DR6 and DR7 are as the exception has them.
 const EngineExit* SvmVcpu::reflect(Vector vector) noexcept
 {
+    static_cast<void>(state(StateGroup::Debug));
     Event event{EventKind::HardwareException, static_cast<std::uint8_t>(vector)};
     event.has_error_code = vector == Vector::AC;
     return HardwareVcpu::reflect(event);
@@ -42,11 +43,13 @@ const EngineExit* SvmVcpu::handle_exit() noexcept
     case ExitCode::Port: {
         using I = PortInfo;
         const I info{area_->svm.exit_info_1};
-        return handle_port({.port = static_cast<std::uint16_t>(info.get(I::port)),
+        if (info.get(I::string)) {
+            return emulate();
+        }
+        return handle_port({.next_rip = area_->svm.exit_info_2,
+                            .port = static_cast<std::uint16_t>(info.get(I::port)),
                             .size = static_cast<std::uint8_t>(info.get(I::size)),
-                            .is_input = info.get(I::input),
-                            .is_string = info.get(I::string),
-                            .next_rip = area_->svm.exit_info_2});
+                            .is_input = info.get(I::input)});
     }
     case ExitCode::NestedPageFault: return emulate();
     case ExitCode::WriteCr8: {

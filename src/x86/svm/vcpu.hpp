@@ -22,6 +22,17 @@ public:
     SvmVcpu(hardware::VcpuParts parts, VcpuHost& host);
 
 private:
+    /// What decides the intercepts.
+    class Choices final : public Register<Choices, unsigned> {
+    public:
+        using Register::Register;
+
+        static constexpr Field<Choices, 0> irq_window{};
+        static constexpr Field<Choices, 1> nmi_blocked{};
+        static constexpr Field<Choices, 2> hides_cr0{};
+        static constexpr Field<Choices, 3> intercepts_all_msrs{};
+    };
+
     // In state.cpp.
     void load_shadows() noexcept override;
     void load_segments() noexcept override;
@@ -34,22 +45,12 @@ private:
     void store_controls() noexcept override;
 
     void fetch() noexcept;
-    void store_intercepts() noexcept;
+    void store_intercepts(Choices choices) noexcept;
     const EngineExit* handle_exit() noexcept override;
     const EngineExit* reflect(Vector vector) noexcept;
 
-    std::uint64_t hidden_cr0_{};  ///< Bits of CR0 that the hardware is not shown.
-    /// What the area's controls were made of.
-    struct Controls {
-        bool irq_window{};
-        bool nmi_blocked{};
-        bool hides_cr0{};
-        bool intercepts_all_msrs{};
-        std::uint64_t tsc_offset{};
-
-        friend bool operator==(const Controls&, const Controls&) = default;
-    };
-    std::optional<Controls> controls_;
+    std::uint64_t hidden_cr0_{};       ///< Bits of CR0 that the hardware is not shown.
+    std::optional<unsigned> choices_;  ///< Those that the area's controls were made of.
 };
 
 }  // namespace vmm::x86::svm

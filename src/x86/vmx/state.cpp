@@ -174,9 +174,10 @@ void VmxVcpu::store_controls() noexcept
     static constexpr std::array passed{msr::fs_base, msr::gs_base, msr::kernel_gs_base};
     const std::uint32_t options = may_pass_msrs(passed) ? 0U : VMM_VMX_INTERCEPT_ALL_MSRS;
     vmm_vmx& to = area_->vmx;
-    area_->xcr0 = state_.xcr0;
     if (to.primary != primary.raw() || to.secondary != secondary.raw() || to.options != options ||
-        area_->tsc_offset != state_.tsc_offset || to.small_exits != small_exits) {
+        area_->tsc_offset != state_.tsc_offset || area_->xcr0 != state_.xcr0 ||
+        to.small_exits != small_exits) {
+        area_->xcr0 = state_.xcr0;
         to.exceptions =
             1U << static_cast<unsigned>(Vector::UD);  // VMMCALL, which is a hypercall here too.
         to.primary = primary.raw();

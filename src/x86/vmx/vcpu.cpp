@@ -113,11 +113,13 @@ const EngineExit* VmxVcpu::handle_exit() noexcept
     case BasicReason::IoInstruction: {
         using Q = IoQualification;
         const Q info{area_->vmx.exit_qualification};
-        return handle_port({.port = static_cast<std::uint16_t>(info.get(Q::port)),
+        if (info.get(Q::string)) {
+            return emulate();
+        }
+        return handle_port({.next_rip = area_->rip + area_->vmx.instruction_length,
+                            .port = static_cast<std::uint16_t>(info.get(Q::port)),
                             .size = static_cast<std::uint8_t>(info.get(Q::size_minus_one) + 1),
-                            .is_input = info.get(Q::input),
-                            .is_string = info.get(Q::string),
-                            .next_rip = area_->rip + area_->vmx.instruction_length});
+                            .is_input = info.get(Q::input)});
     }
     case BasicReason::ControlRegister: {
         using Q = CrQualification;
