@@ -3,8 +3,8 @@
 #
 # Installs what is missing, then configures, builds and tests every preset:
 #
-#     tests/run.sh                 dev asan tsan, tests/guest.sh, tests/shim.sh, tests/selftests.sh, a part of tests/svm.sh, and
-#                                  tests/fuzz.sh for 30 s a target
+#     tests/run.sh                 dev asan tsan, tests/guest.sh, tests/shim.sh, tests/selftests.sh, a part of tests/svm.sh,
+#                                  tests/endure.sh for 30 s, and tests/fuzz.sh for 30 s a target
 #     tests/run.sh dev asan        only these presets
 #
 # Ends with one line for each preset and ctest's line over all of them; exit status 0 if every test passed.
@@ -100,6 +100,7 @@ if [[ $# -eq 0 ]]; then
     run_script shim.sh
     run_script selftests.sh
     run_script svm.sh dev quick
+    run_script endure.sh 30
     run_script fuzz.sh --seconds "${VMM_FUZZ_SECONDS:-30}"
 fi
 

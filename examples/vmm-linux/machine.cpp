@@ -53,32 +53,6 @@ PortRange ports(std::uint16_t first, std::uint64_t count)
     return *PortRange::make(Port{first}, static_cast<std::uint16_t>(count));
 }
 
-/// GSI n to pin n of PIC and I/O APIC, but for the timer, which a PC has on the I/O APIC's pin 2
-/// (the MADT and the MP table say so too).
-std::vector<vmm::x86::irqchip::GsiRoute> pc_routing()
-{
-    namespace irqchip = vmm::x86::irqchip;
-    constexpr std::uint32_t pic_pins = 16;
-    constexpr std::uint32_t pins_per_pic = 8;
-    constexpr std::uint32_t cascade = 2;
-    std::vector<irqchip::GsiRoute> routes;
-    for (std::uint32_t gsi = 0; gsi < irqchip::ioapic_pin_count; ++gsi) {
-        if (gsi == cascade) {
-            continue;
-        }
-        if (gsi < pic_pins) {
-            const bool master = gsi < pins_per_pic;
-            routes.push_back(
-                {.gsi = gsi,
-                 .chip = master ? irqchip::ChipId::PicMaster : irqchip::ChipId::PicSlave,
-                 .pin = gsi % pins_per_pic});
-        }
-        routes.push_back(
-            {.gsi = gsi, .chip = irqchip::ChipId::IoApic, .pin = gsi == 0 ? cascade : gsi});
-    }
-    return routes;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Machine>> Machine::create(
@@ -104,10 +78,11 @@ Result<void> Machine::add_memory(std::uint64_t bytes)
     VMM_TRY(const auto ranges, vmm::boot::ram_ranges(bytes));
     for (const vmm::boot::RamRange& range : ranges) {
         VMM_TRY(auto mapped, MappedMemory::create(range.size));
-        VMM_TRY_VOID(vm_.set_user_memory_region({.slot = static_cast<std::uint32_t>(memory_.size()),
-                                                 .guest_phys_addr = range.first,
-                                                 .size_bytes = range.size,
-                                                 .host = mapped.data()}));
+        ram_.push_back({.slot = static_cast<std::uint32_t>(memory_.size()),
+                        .guest_phys_addr = range.first,
+                        .size_bytes = range.size,
+                        .host = mapped.data()});
+        VMM_TRY_VOID(vm_.set_user_memory_region(ram_.back()));
         memory_.push_back(std::move(mapped));
     }
     return vmm::success;
@@ -118,6 +93,32 @@ std::function<void(bool)> Machine::irq_line(std::uint32_t gsi)
     return [this, gsi](bool level) { static_cast<void>(vm_.set_irq_line(gsi, level)); };
 }
 
+/// GSI n to pin n of PIC and I/O APIC, but for the timer, which a PC has on the I/O APIC's pin 2
+/// (the MADT and the MP table say so too).
+std::vector<vmm::x86::irqchip::GsiRoute> Machine::routing()
+{
+    namespace irqchip = vmm::x86::irqchip;
+    constexpr std::uint32_t pic_pins = 16;
+    constexpr std::uint32_t pins_per_pic = 8;
+    constexpr std::uint32_t cascade = 2;
+    std::vector<irqchip::GsiRoute> routes;
+    for (std::uint32_t gsi = 0; gsi < irqchip::ioapic_pin_count; ++gsi) {
+        if (gsi == cascade) {
+            continue;
+        }
+        if (gsi < pic_pins) {
+            const bool master = gsi < pins_per_pic;
+            routes.push_back(
+                {.gsi = gsi,
+                 .chip = master ? irqchip::ChipId::PicMaster : irqchip::ChipId::PicSlave,
+                 .pin = gsi % pins_per_pic});
+        }
+        routes.push_back(
+            {.gsi = gsi, .chip = irqchip::ChipId::IoApic, .pin = gsi == 0 ? cascade : gsi});
+    }
+    return routes;
+}
+
 Result<void> Machine::add_devices(const Options& options,
                                   std::function<void(std::span<const std::byte>)> console,
                                   std::function<void()> on_input_room)
@@ -125,7 +126,7 @@ Result<void> Machine::add_devices(const Options& options,
     namespace device = vmm::device;
     VMM_TRY_VOID(vm_.create_irqchip());
     VMM_TRY_VOID(vm_.create_pit());
-    VMM_TRY_VOID(vm_.set_gsi_routing(pc_routing()));
+    VMM_TRY_VOID(vm_.set_gsi_routing(routing()));
     const auto reset = [this] { stop({Outcome::Kind::Reset}); };
 
     device::Serial::Config serial;
@@ -211,12 +212,12 @@ Result<void> Machine::load(const Options& options, const Images& images)
     return vmm::success;
 }
 
-Outcome Machine::run()
+Outcome Machine::run(const std::function<void(vmm::Vcpu&)>& between)
 {
     std::vector<std::thread> threads;
     threads.reserve(vcpus_.size());
     for (vmm::Vcpu& vcpu : vcpus_) {
-        threads.emplace_back([this, &vcpu] { run_vcpu(vcpu); });
+        threads.emplace_back([&] { run_vcpu(vcpu, between); });
     }
     for (std::thread& thread : threads) {
         thread.join();
@@ -258,7 +259,13 @@ void Machine::stop(Outcome outcome)
     }
 }
 
-void Machine::run_vcpu(vmm::Vcpu& vcpu)
+bool Machine::has_stopped()
+{
+    const std::lock_guard lock{mutex_};
+    return outcome_.has_value();
+}
+
+void Machine::run_vcpu(vmm::Vcpu& vcpu, const std::function<void(vmm::Vcpu&)>& between)
 {
     for (;;) {
         const auto exit = vcpu.run();
@@ -277,12 +284,13 @@ void Machine::run_vcpu(vmm::Vcpu& vcpu)
                  fmt::format("vCPU {} cannot execute what lies at rip {:#x}: {:02x}", vcpu.id(),
                              vcpu.regs().rip, fmt::join(error->instruction, " "))});
         }
-        {
-            // A kick, or an access to nothing, which reads as all ones.
-            const std::lock_guard lock{mutex_};
-            if (outcome_) {
-                return;
-            }
+        // A kick, or an access to nothing, which reads as all ones.
+        if (has_stopped()) {
+            return;
+        }
+        if (between) {
+            exit->complete();
+            between(vcpu);
         }
     }
 }

@@ -4,9 +4,11 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -50,11 +52,20 @@ public:
     Machine(Machine&&) = delete;
     Machine& operator=(Machine&&) = delete;
 
-    /// Runs until the guest or `stop()` ends it.
-    [[nodiscard]] Outcome run();
+    /// Runs until the guest or `stop()` ends it.  `between`, if any, is called on the thread of a
+    /// virtual CPU each time that it has left the guest and is to go on.
+    [[nodiscard]] Outcome run(const std::function<void(vmm::Vcpu&)>& between = {});
 
     /// Ends `run()`; the first reason given counts.  Any thread.
     void stop(Outcome outcome);
+    [[nodiscard]] bool has_stopped();
+
+    // What the machine is made of.
+    [[nodiscard]] vmm::Vm& vm() noexcept { return vm_; }
+    [[nodiscard]] std::span<vmm::Vcpu> vcpus() noexcept { return vcpus_; }
+    /// Memory slot n is the n-th of these.
+    [[nodiscard]] std::span<const vmm::memory::MemoryRegion> ram() const noexcept { return ram_; }
+    [[nodiscard]] static std::vector<vmm::x86::irqchip::GsiRoute> routing();
 
     [[nodiscard]] vmm::device::Serial& serial() noexcept { return *serial_; }
 
@@ -72,10 +83,11 @@ private:
                                   std::function<void()> on_input_room);
     vmm::Result<void> add_vcpus(const vmm::Kvm& kvm, std::uint32_t count);
     vmm::Result<void> load(const Options& options, const Images& images);
-    void run_vcpu(vmm::Vcpu& vcpu);
+    void run_vcpu(vmm::Vcpu& vcpu, const std::function<void(vmm::Vcpu&)>& between);
     [[nodiscard]] std::function<void(bool)> irq_line(std::uint32_t gsi);
 
     std::vector<MappedMemory> memory_;  // First: outlives the VM that uses it.
+    std::vector<vmm::memory::MemoryRegion> ram_;
     vmm::Vm vm_;
     std::shared_ptr<vmm::device::Serial> serial_;
     std::vector<vmm::Vcpu> vcpus_;

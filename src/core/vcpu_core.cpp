@@ -460,6 +460,7 @@ bool VcpuCore::handle(const EngineExit& exit, Exit& left) noexcept
     case EngineExit::Reason::MmioRead:
         io_pending_ = true;
         counters_.left(ExitKind::MmioRead, exit.gpa, rip);
+        std::fill(exit.data.begin(), exit.data.end(), std::byte{0xff});
         left = Exit{MmioRead{Gpa{exit.gpa}, exit.data}, this};
         return true;
     case EngineExit::Reason::MmioWrite:

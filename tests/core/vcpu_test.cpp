@@ -146,6 +146,30 @@ TEST_P(VcpuTest, MmioExitsCarryAddressAndData)
     EXPECT_EQ(vcpu.regs().rax, 0x4433'2211U);
 }
 
+TEST_P(VcpuTest, AReadThatNobodyAnswersIsAllOnes)
+{
+    SmallVm small{engine()};
+    small.place(SmallVm::code_at, {
+                                      0xa2, 0x00, 0x00,        // mov %al, 0
+                                      0xa0, 0x01, 0x00,        // mov 1, %al
+                                      0xe6, 0x10,              // out %al, $0x10
+                                      0x30, 0xc0,              // xor %al, %al
+                                      0x02, 0x06, 0x02, 0x00,  // add 2, %al
+                                      0xe6, 0x10,              // out %al, $0x10
+                                  });
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.ds.base = 0x20'0000;
+    vcpu.set_sregs(sregs).value();
+    ASSERT_TRUE(vcpu.run()->is<MmioWrite>());
+    for (int i = 0; i < 2; ++i) {
+        ASSERT_TRUE(vcpu.run()->is<MmioRead>());
+        const Exit exit = vcpu.run().value();
+        ASSERT_TRUE(exit.is<PortWrite>());
+        EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte{0xff});
+    }
+}
+
 TEST_P(VcpuTest, ATripleFaultIsAShutdown)
 {
     if (is_emulated_kvm()) {

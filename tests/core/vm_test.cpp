@@ -2,9 +2,13 @@
 
 #include <array>
 #include <cstdlib>
+#include <functional>
 #include <future>
+#include <memory>
 #include <optional>
 #include <string>
+#include <thread>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -277,6 +281,78 @@ TEST_P(VmTest, ASlotMovesAndGoesUnderAVcpu)
     exit = vcpu.run().value();
     ASSERT_TRUE(exit.is<MmioRead>());
     EXPECT_EQ(exit.get_if<MmioRead>()->gpa, Gpa{0x30'0000});
+}
+
+/// Calls `on_write` at each write.
+class Caller final : public bus::DeviceBase {
+public:
+    explicit Caller(std::function<void()> on_write) : on_write_{std::move(on_write)} {}
+
+    void read(std::uint64_t /*offset*/, std::span<std::byte> /*data*/) noexcept override {}
+    void write(std::uint64_t /*offset*/, std::span<const std::byte> /*data*/) noexcept override
+    {
+        on_write_();
+    }
+
+private:
+    std::function<void()> on_write_;
+};
+
+TEST_P(VmTest, CodeGoesWithItsSlotWhileItRuns)
+{
+    // 1: out %al, $0x10; jmp 1b, and the same with port 0x11, in the place of the other.
+    alignas(4096) static std::array<std::byte, 0x1000> one{std::byte{0xe6}, std::byte{0x10},
+                                                           std::byte{0xeb}, std::byte{0xfc}};
+    alignas(4096) static std::array<std::byte, 0x1000> other{std::byte{0xe6}, std::byte{0x11},
+                                                             std::byte{0xeb}, std::byte{0xfc}};
+    SmallVm small{engine()};
+    memory::MemoryRegion region{
+        .slot = 1, .guest_phys_addr = Gpa{0x20'0000}, .size_bytes = one.size(), .host = one.data()};
+    small.vm().set_user_memory_region(region).value();
+    // The vCPU is in the device while another thread replaces the slot.
+    constexpr unsigned often = 3'000;
+    unsigned writes = 0;
+    const auto device = std::make_shared<Caller>([&] {
+        if (++writes == often) {
+            std::thread{[&] {
+                small.vm().set_user_memory_region({.slot = 1}).value();
+                region.host = other.data();
+                small.vm().set_user_memory_region(region).value();
+            }}.join();
+        }
+    });
+    small.vm().attach(*PortRange::make(Port{0x10}, 1), device).value();
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.cs.base = 0x20'0000;
+    vcpu.set_sregs(sregs).value();
+    vcpu.set_regs({.rsp = 0x8000, .rip = 0, .rflags = 2});
+    const Exit exit = vcpu.run().value();
+    ASSERT_TRUE(exit.is<PortWrite>()) << exit.name();
+    EXPECT_EQ(exit.get_if<PortWrite>()->port, Port{0x11});
+    EXPECT_EQ(writes, often);
+}
+
+TEST(Kvm, AnotherSlotCostsNoDecodedCode)
+{
+    SmallVm small{Engine::Soft};
+    alignas(4096) static std::array<std::byte, 0x1000> page{};
+    memory::MemoryRegion region{.slot = 1,
+                                .guest_phys_addr = Gpa{0x20'0000},
+                                .size_bytes = page.size(),
+                                .host = page.data()};
+    small.place(SmallVm::code_at, {0xe6, 0x10, 0xeb, 0xfc});  // 1: out %al, $0x10; jmp 1b
+    Vcpu vcpu = small.vcpu();
+    const auto blocks = [&] {
+        vcpu.run().value();
+        vcpu.run().value();
+        return vcpu.statistics().counter("blocks");
+    };
+    const auto before = blocks();
+    small.vm().set_user_memory_region(region).value();
+    EXPECT_EQ(blocks(), before);
+    small.vm().set_user_memory_region({.slot = 1}).value();
+    EXPECT_EQ(blocks(), before);
 }
 
 class Register final : public bus::DeviceBase {

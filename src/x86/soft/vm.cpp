@@ -446,7 +446,14 @@ void SoftVm::memory_written(std::uint64_t gpa, std::uint64_t size) noexcept
 
 void SoftVm::memory_changed() noexcept
 {
-    post_stale({0, everything}, nullptr);
+    // Decoded code stays: it is compared with what memory holds now when a page is next fetched
+    // from.  Each vCPU goes to its run loop for that, from wherever it is in a block.
+    {
+        const Lock lock{mutex_};
+        for (const auto& each : members_) {
+            each->cpu->requests.fetch_or(request::invalidate_code, std::memory_order_seq_cst);
+        }
+    }
     synchronise(request::flush_tlb, nullptr);
 }
 
