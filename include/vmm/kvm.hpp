@@ -94,6 +94,7 @@ enum class Capability : std::uint32_t {
     Xsave = 55,
     Xcrs = 56,
     AsyncPf = 59,
+    TscControl = 60,
     GetTscKhz = 61,
     MaxVcpus = 66,
     TscDeadlineTimer = 72,
@@ -116,6 +117,7 @@ enum class Capability : std::uint32_t {
     CoalescedPio = 162,
     ExceptionPayload = 164,
     ManualDirtyLogProtect2 = 168,  ///< 1: manually; 2: all dirty at first (`set_initially_dirty`).
+    HaltPoll = 182,
     AsyncPfInt = 183,
     X86UserSpaceMsr = 188,
     X86MsrFilter = 189,
@@ -124,6 +126,7 @@ enum class Capability : std::uint32_t {
     SetGuestDebug2 = 195,  ///< The bits of KVM_GUESTDBG_* that are known.
     ExitHypercall = 201,   ///< The hypercalls, by bit, that `Vm::set_hypercall_exits` takes.
     DisableQuirks2 = 213,  ///< The quirks, by bit, that `Vm::disable_quirks` takes.
+    VmTscControl = 214,
     X86TripleFaultEvent = 218,
     DirtyLogRingAcqRel = 223,
 };
@@ -145,6 +148,8 @@ struct KvmOptions {
     /// The same of the second engine in lockstep, which then does not look at the environment;
     /// unset: as the first.
     std::optional<SoftMode> lockstep_soft_mode{};
+    /// Whether exits are counted and timed; clear, `Vcpu::statistics()` has what else is counted.
+    bool statistics{true};
 };
 
 /// An opened engine.  Move-only; virtual machines created from it may outlive it.
@@ -190,7 +195,7 @@ public:
     /// KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of IA32_MCG_CAP that `Vcpu::setup_mce` takes.
     [[nodiscard]] std::uint64_t mce_capabilities() const noexcept;
 
-    /// Frequency of the guest's time-stamp counter, in kHz.
+    /// Frequency of the guest's time-stamp counter, in kHz, unless `set_tsc_khz` says otherwise.
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept;
 
     /// KVM_CREATE_VM.  Any number per process.

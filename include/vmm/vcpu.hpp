@@ -144,7 +144,8 @@ public:
     /// library or the caller answered; of them `io_exits` for ports, and `mmio_exits` to the
     /// caller; `halt_exits`, `irq_window_exits`, `nmi_window_exits`, `hypercalls`; `signal_exits`,
     /// runs that a kick ended; `request_irq_exits`, runs that ended with `IrqWindow`;
-    /// `irq_injections`, `nmi_injections`; `halt_wakeup`, `halt_wait_ns`, `blocking`.
+    /// `irq_injections`, `nmi_injections`; `halt_wakeup`, `halt_wait_ns`, `blocking`;
+    /// `halt_attempted_poll`, `halt_successful_poll`, `halt_poll_success_ns`, `halt_poll_fail_ns`.
     ///
     /// Engine `soft` has also: `tlb_flush`, `invlpg` (KVM's names), `blocks` of guest code decoded,
     /// `translations` of them into host code, `chains` of one translation to another, `code_resets`
@@ -179,10 +180,20 @@ public:
 
     // --- Time, and machine checks.
 
-    /// KVM_VCPU_TSC_OFFSET: what the guest's TSC is ahead of the host's.  Setting it leaves
-    /// IA32_TSC_ADJUST as it is.
+    /// KVM_VCPU_TSC_OFFSET: what the guest's TSC is ahead of the host's, at its own rate.  Setting
+    /// it leaves IA32_TSC_ADJUST as it is.
     [[nodiscard]] std::uint64_t tsc_offset() const noexcept;
     void set_tsc_offset(std::uint64_t offset) noexcept;
+
+    /// KVM_SET_TSC_KHZ: the rate at which the guest's TSC runs, 0 for the host's.  Its value jumps
+    /// to that of a counter which had run so since the host's was 0, plus the offset; kvmclock goes
+    /// on.
+    ///
+    /// @return EINVAL above 2^31 - 2, or, on an engine that cannot scale
+    /// (`Capability::TscControl`), for what differs from the host's by more than 250 ppm.
+    Result<void> set_tsc_khz(std::uint32_t khz);
+    /// What was set, or the host's.
+    [[nodiscard]] std::uint32_t tsc_khz() const noexcept;
 
     /// KVM_KVMCLOCK_CTRL: tells the guest, by kvmclock, that it was stopped, so that its watchdogs
     /// do not bark.  @return EINVAL if the guest has not enabled kvmclock.

@@ -232,6 +232,15 @@ public:
     /// they do at first) or are lost.  @return ENXIO without a PIT.
     Result<void> set_pit_reinject(bool enabled);
 
+    /// KVM_SET_TSC_KHZ of a VM: the rate of the time-stamp counters of vCPUs that are created from
+    /// now on, instead of the host's; 0 is the host's.  See `Vcpu::set_tsc_khz`.
+    Result<void> set_tsc_khz(std::uint32_t khz);
+    [[nodiscard]] std::uint32_t tsc_khz() const noexcept;
+
+    /// KVM_CAP_HALT_POLL: how long a vCPU that waits looks by itself whether it may go on before it
+    /// gives up its thread, unless the guest asks not to by MSR_KVM_POLL_CONTROL; 0 at first.
+    void set_halt_poll_ns(std::uint32_t longest) noexcept;
+
     // --- MSRs.
 
     /// KVM_X86_SET_MSR_FILTER: which MSRs the guest may access, instead of what was set before.

@@ -116,6 +116,12 @@ bool has_smm(const KvmOptions& options) noexcept
     return options.engine == Engine::Soft && !options.lockstep;
 }
 
+bool has_tsc_scaling(const KvmOptions& options) noexcept
+{
+    return options.engine == Engine::Soft &&
+           options.lockstep.value_or(Engine::Soft) == Engine::Soft;
+}
+
 bool has_hypercall_exits(const KvmOptions& options) noexcept
 {
     return options.engine != Engine::Kvm && !options.lockstep;

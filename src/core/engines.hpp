@@ -26,6 +26,9 @@ namespace vmm::core {
 /// Whether it has system-management mode.
 [[nodiscard]] bool has_smm(const KvmOptions& options) noexcept;
 
+/// Whether a guest's TSC may run at another rate than the host's.
+[[nodiscard]] bool has_tsc_scaling(const KvmOptions& options) noexcept;
+
 /// Whether the library answers the guest's hypercalls, and can have one leave.
 [[nodiscard]] bool has_hypercall_exits(const KvmOptions& options) noexcept;
 

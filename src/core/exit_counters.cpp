@@ -7,8 +7,9 @@
 
 namespace vmm::core {
 
-ExitCounters::ExitCounters(std::uint32_t timed_one_in, std::uint32_t tsc_khz) noexcept
-    : timed_one_in_{timed_one_in},
+ExitCounters::ExitCounters(bool wanted, std::uint32_t timed_one_in, std::uint32_t tsc_khz) noexcept
+    : wanted_{wanted},
+      timed_one_in_{timed_one_in},
       scale_{x86::tsc_scale(tsc_khz)}
 {
 }

@@ -22,12 +22,16 @@ namespace vmm::core {
 /// Thread safety: the vCPU's thread counts, any thread reads.
 class ExitCounters {
 public:
+    /// @param wanted  Whether exits are counted; what happens beside them always is.
     /// @param timed_one_in  Of port, MMIO and MSR accesses; a power of two.
-    ExitCounters(std::uint32_t timed_one_in, std::uint32_t tsc_khz) noexcept;
+    ExitCounters(bool wanted, std::uint32_t timed_one_in, std::uint32_t tsc_khz) noexcept;
 
     /// The guest was left.
     void left(ExitKind kind, std::uint64_t where, std::uint64_t rip) noexcept
     {
+        if (!wanted_) [[unlikely]] {
+            return;
+        }
         note(kind, where, rip);
         if (kind > last_access || --until_timed_ == 0U) [[unlikely]] {
             timed_kind_ = kind;
@@ -46,11 +50,14 @@ public:
     /// Something in the library is asked by the guest: when, if this one is to be timed, else 0.
     [[nodiscard]] std::uint64_t asking() const noexcept
     {
-        return until_timed_ == 1U ? x86::read_host_tsc() : 0U;
+        return until_timed_ == 1U && wanted_ ? x86::read_host_tsc() : 0U;
     }
     /// It has answered.
     void answered(ExitKind kind, std::uint64_t where, std::uint64_t asked) noexcept
     {
+        if (!wanted_) [[unlikely]] {
+            return;
+        }
         note(kind, where, 0);
         --until_timed_;
         if (asked != 0U) [[unlikely]] {
@@ -78,6 +85,10 @@ public:
     x86::Counter nmi_injections;
     x86::Counter halt_wakeup;
     x86::Counter halt_wait_ns;
+    x86::Counter halt_attempted_poll;
+    x86::Counter halt_successful_poll;
+    x86::Counter halt_poll_success_ns;
+    x86::Counter halt_poll_fail_ns;
     x86::Counter blocking;  ///< 1 while it waits.
     std::array<x86::Counter, std::tuple_size_v<TimeHistogram>> halt_wait_hist;
 
@@ -116,6 +127,7 @@ private:
     }
     void finish(ExitKind kind, std::uint64_t started) noexcept;
 
+    const bool wanted_;
     std::uint32_t until_timed_{1};
     ExitKind timed_kind_{};
     std::uint64_t started_{};             // TSC; 0: the last exit is not timed.

@@ -132,11 +132,14 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::AsyncPfInt:
     case Capability::EnforcePvFeatureCpuid:
     case Capability::X86UserSpaceMsr:
+    case Capability::HaltPoll:
     case Capability::X86MsrFilter: return 1;
     case Capability::ManualDirtyLogProtect2: return 3;
     case Capability::ExitHypercall:
         return core::has_hypercall_exits(options_) ? 1 << core::VmCore::map_gpa_range : 0;
     case Capability::DisableQuirks2: return static_cast<int>(core::possible_quirks(options_));
+    case Capability::TscControl:
+    case Capability::VmTscControl: return core::has_tsc_scaling(options_) ? 1 : 0;
     case Capability::X86Smm: return core::has_smm(options_) ? 1 : 0;
     case Capability::Mce: return static_cast<int>(x86::max_mce_banks);
     case Capability::SetGuestDebug2: return 0x1f'0003;  // Steps, breakpoints, injection, blocking.

@@ -302,6 +302,16 @@ void Vcpu::set_tsc_offset(std::uint64_t offset) noexcept
     core_->set_host_tsc_offset(offset);
 }
 
+Result<void> Vcpu::set_tsc_khz(std::uint32_t khz)
+{
+    return core_->set_tsc_khz(khz);
+}
+
+std::uint32_t Vcpu::tsc_khz() const noexcept
+{
+    return core_->tsc_khz();
+}
+
 Result<void> Vcpu::notify_guest_stopped()
 {
     return core_->notify_guest_stopped();

@@ -32,7 +32,7 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
     VMM_TRY(vcpu->engine_, engine.create_vcpu(*vcpu, id));
     x86::CpuState& state = vcpu->state();
     x86::reset_state(state, false);
-    state.tsc_offset = vcpu->vm_->initial_tsc_offset();
+    state.tsc_offset = vcpu->vm_->initial_tsc_offset(vcpu->tsc_ratio_);
     vcpu->mark_bootstrap();
     if (x86::irqchip::Irqchip* chip = vcpu->vm_->irqchip()) {
         vcpu->lapic_ = chip->create_lapic(id, *vcpu, vcpu->tsc_clock());
@@ -51,7 +51,9 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
 VcpuCore::VcpuCore(std::shared_ptr<VmCore> vm, std::uint32_t id)
     : vm_{std::move(vm)},
       id_{id},
-      counters_{vm_->timed_one_in(), vm_->tsc_khz()}
+      tsc_khz_{vm_->guest_tsc_khz()},
+      tsc_ratio_{x86::tsc_ratio_for(tsc_khz_, vm_->tsc_khz())},
+      counters_{vm_->counts_exits(), vm_->timed_one_in(), vm_->tsc_khz()}
 {
 }
 
@@ -96,12 +98,13 @@ x86::irqchip::TscClock VcpuCore::tsc_clock()
         }
         // A guest may set a deadline centuries away; a century is as good.
         constexpr std::uint64_t longest = std::uint64_t{1} << 60U;  // 36 years in ns.
-        const std::uint64_t ms = (deadline - now) / vm_->tsc_khz();
+        const std::uint32_t khz = running_tsc_khz();
+        const std::uint64_t ms = (deadline - now) / khz;
         if (ms >= longest / 1'000'000U) {
             return now_ns + longest;
         }
-        const std::uint64_t rest = (deadline - now) % vm_->tsc_khz();
-        return now_ns + ms * 1'000'000U + rest * 1'000'000U / vm_->tsc_khz();
+        const std::uint64_t rest = (deadline - now) % khz;
+        return now_ns + ms * 1'000'000U + rest * 1'000'000U / khz;
     };
     return clock;
 }
@@ -348,14 +351,47 @@ void VcpuCore::block() noexcept
     }
 }
 
+bool VcpuCore::may_go_on() noexcept
+{
+    return kicked_.load(std::memory_order_relaxed) ||
+           (init_pending_.load() && !has_latched_init()) || clock_changed_.load() ||
+           sipi_vector_.load() != no_sipi ||
+           (mp_state_ == x86::MpState::Halted && has_wake_event());
+}
+
+/// KVM "The KVM halt polling system".
+bool VcpuCore::poll_for_event() noexcept
+{
+    const std::uint64_t longest = vm_->halt_poll_ns();
+    if (longest == 0U || mp_state_ != x86::MpState::Halted || !pv_.may_poll()) {
+        return false;
+    }
+    ++counters_.halt_attempted_poll;
+    const std::uint64_t began = vm_->event_loop().now_ns();
+    for (;;) {
+        const bool done = may_go_on();
+        const std::uint64_t polled = vm_->event_loop().now_ns() - began;
+        if (done) {
+            ++counters_.halt_successful_poll;
+            counters_.halt_poll_success_ns += polled;
+            return true;
+        }
+        if (polled >= longest) {
+            counters_.halt_poll_fail_ns += polled;
+            return false;
+        }
+        x86::pause();
+    }
+}
+
 void VcpuCore::wait_for_event() noexcept
 {
+    if (poll_for_event()) {
+        return;
+    }
     for (;;) {
         const std::uint32_t seen = doorbell_.rings();
-        if (kicked_.load(std::memory_order_relaxed) ||
-            (init_pending_.load() && !has_latched_init()) || clock_changed_.load() ||
-            sipi_vector_.load() != no_sipi ||
-            (mp_state_ == x86::MpState::Halted && has_wake_event())) {
+        if (may_go_on()) {
             return;
         }
         doorbell_.wait(seen);
@@ -636,7 +672,7 @@ std::uint64_t VcpuCore::read_cr8() noexcept
 
 std::uint64_t VcpuCore::guest_tsc() noexcept
 {
-    return x86::read_host_tsc() + state(StateGroup::None).tsc_offset;
+    return tsc_ratio_.scale(x86::read_host_tsc()) + state(StateGroup::None).tsc_offset;
 }
 
 void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
@@ -671,7 +707,7 @@ void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
         result = 0;
     } else if (call == kick_cpu && lapic_ != nullptr &&
                has_pv_feature(x86::feature::kvm_pv_unhalt)) {
-        vm_->unhalt(static_cast<std::uint32_t>(cpu.gpr[x86::Rcx]));
+        vm_->irqchip()->kick_cpu(static_cast<std::uint32_t>(cpu.gpr[x86::Rcx]));
         result = 0;
     } else if (call == sched_yield && has_pv_feature(x86::feature::kvm_pv_sched_yield)) {
         // To whom is the host's affair: its scheduler knows who is preempted.
@@ -758,8 +794,16 @@ void VcpuCore::set_tsc_offset(std::uint64_t offset) noexcept
 
 void VcpuCore::set_host_tsc_offset(std::uint64_t offset) noexcept
 {
-    vm_->note_tsc_offset(offset);
+    vm_->note_tsc_offset(offset, tsc_ratio_);
     set_tsc_offset(offset);
+}
+
+Result<void> VcpuCore::set_tsc_khz(std::uint32_t khz)
+{
+    VMM_TRY(tsc_ratio_, vm_->check_tsc_khz(khz));
+    tsc_khz_ = khz != 0U ? khz : vm_->tsc_khz();
+    set_tsc_offset(state(StateGroup::None).tsc_offset);
+    return success;
 }
 
 bool VcpuCore::access_tsc_msr(std::uint32_t index,
@@ -770,9 +814,9 @@ bool VcpuCore::access_tsc_msr(std::uint32_t index,
     switch (index) {
     case x86::msr::tsc:
         if (write && access == x86::MsrAccess::Host) {
-            set_tsc_offset(vm_->synchronised_tsc_offset(value));
+            set_tsc_offset(vm_->synchronised_tsc_offset(value, tsc_ratio_));
         } else if (write) {
-            const std::uint64_t offset = value - x86::read_host_tsc();
+            const std::uint64_t offset = value - tsc_ratio_.scale(x86::read_host_tsc());
             tsc_adjust_ += offset - state(StateGroup::None).tsc_offset;
             set_tsc_offset(offset);
         } else {
@@ -804,12 +848,18 @@ Result<void> VcpuCore::notify_guest_stopped()
     return success;
 }
 
+std::uint32_t VcpuCore::running_tsc_khz() const noexcept
+{
+    return tsc_ratio_.is_one() ? vm_->tsc_khz() : tsc_khz_;
+}
+
 void VcpuCore::update_kvmclock() noexcept
 {
     const auto [host_tsc, ns] = vm_->clock_reference();
     static_cast<void>(kvmclock_.update(
         [this](Gpa at, std::span<const std::byte> bytes) { return vm_->write_memory(at, bytes); },
-        host_tsc + state(StateGroup::None).tsc_offset, ns, vm_->tsc_khz(), true));
+        tsc_ratio_.scale(host_tsc) + state(StateGroup::None).tsc_offset, ns, running_tsc_khz(),
+        true));
 }
 
 bool VcpuCore::access_kvmclock_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept

@@ -26,6 +26,7 @@
 #include "x86/msr.hpp"
 #include "x86/pv_features.hpp"
 #include "x86/smm.hpp"
+#include "x86/tsc.hpp"
 
 namespace vmm::core {
 
@@ -83,12 +84,12 @@ public:
     void nmi() noexcept { deliver_nmi(); }
     Result<void> smi();
     void set_host_tsc_offset(std::uint64_t offset) noexcept;
+    Result<void> set_tsc_khz(std::uint32_t khz);
+    [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
     Result<void> notify_guest_stopped();
     void enforce_pv_features(bool enforced) noexcept { enforces_pv_features_ = enforced; }
     Result<void> setup_mce(std::uint64_t mcg_cap);
     Result<void> inject_mce(const x86::MachineCheck& error);
-    /// Another vCPU has asked for it: the HLT that this one is in, or its next, ends.  Any thread.
-    void unhalt() noexcept;
     /// kvmclock was set: the guest's page needs new contents.  Any thread.
     void clock_changed() noexcept;
 
@@ -119,6 +120,7 @@ public:
     void deliver_init() noexcept override;
     void deliver_sipi(std::uint8_t vector) noexcept override;
     void deliver_smi() noexcept override;
+    void unhalt() noexcept override;
 
 private:
     [[nodiscard]] bool is_bootstrap() const noexcept;
@@ -143,6 +145,8 @@ private:
                                       bool write,
                                       x86::MsrAccess access) noexcept;
     void set_tsc_offset(std::uint64_t offset) noexcept;
+    /// What the guest's TSC runs at: what was set, or what is near enough to it.
+    [[nodiscard]] std::uint32_t running_tsc_khz() const noexcept;
     void update_kvmclock() noexcept;
     [[nodiscard]] bool access_msr(std::uint32_t index,
                                   std::uint64_t& value,
@@ -161,6 +165,8 @@ private:
     }
     void block() noexcept;
     void wait_for_event() noexcept;
+    [[nodiscard]] bool may_go_on() noexcept;
+    [[nodiscard]] bool poll_for_event() noexcept;
     void choose_event() noexcept;
     void note_delivered_nmi() noexcept;
     /// An SMI is pending and the vCPU not in its handler.
@@ -191,6 +197,8 @@ private:
 
     const std::shared_ptr<VmCore> vm_;
     const std::uint32_t id_;
+    std::uint32_t tsc_khz_;  // Of the guest's TSC, as it was set.
+    x86::TscRatio tsc_ratio_;
     std::shared_ptr<x86::irqchip::LocalApic> lapic_;  // Null without an irqchip.
     std::unique_ptr<x86::EngineVcpu> engine_;
     x86::MsrBank msrs_;

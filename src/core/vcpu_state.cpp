@@ -450,6 +450,10 @@ VcpuStatistics VcpuCore::statistics() const
     add("guest_mode", 0);  // No guest has guests.
     add("halt_wakeup", counters_.halt_wakeup.value());
     add("halt_wait_ns", counters_.halt_wait_ns.value());
+    add("halt_attempted_poll", counters_.halt_attempted_poll.value());
+    add("halt_successful_poll", counters_.halt_successful_poll.value());
+    add("halt_poll_success_ns", counters_.halt_poll_success_ns.value());
+    add("halt_poll_fail_ns", counters_.halt_poll_fail_ns.value());
     add("blocking", counters_.blocking.value());
     for (const auto& [name, value] : engine) {
         out.counters.push_back({name, value});

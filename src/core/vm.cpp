@@ -206,6 +206,21 @@ EventLoop& Vm::event_loop() const noexcept
     return core_->event_loop();
 }
 
+Result<void> Vm::set_tsc_khz(std::uint32_t khz)
+{
+    return core_->set_tsc_khz(khz);
+}
+
+std::uint32_t Vm::tsc_khz() const noexcept
+{
+    return core_->guest_tsc_khz();
+}
+
+void Vm::set_halt_poll_ns(std::uint32_t longest) noexcept
+{
+    core_->set_halt_poll_ns(longest);
+}
+
 std::uint64_t Vm::clock_ns() const noexcept
 {
     return core_->clock_ns();

@@ -106,7 +106,8 @@ VmCore::VmCore(const KvmOptions& options,
       tsc_khz_{tsc_khz},
       created_tsc_{x86::read_host_tsc()},
       clock_{created_tsc_, 0},
-      tsc_offset_{initial_tsc_offset()}
+      tsc_offset_{initial_tsc_offset({})},
+      guest_tsc_khz_{tsc_khz}
 {
 }
 
@@ -412,15 +413,6 @@ void VmCore::forget_vcpu(std::uint32_t id) noexcept
     vcpus_.erase(id);
 }
 
-void VmCore::unhalt(std::uint32_t id) noexcept
-{
-    const std::lock_guard lock{mutex_};
-    const auto found = vcpus_.find(id);
-    if (found != vcpus_.end() && found->second != nullptr) {
-        found->second->unhalt();
-    }
-}
-
 VmCore::ClockReference VmCore::clock_reference() const noexcept
 {
     const std::lock_guard lock{clock_mutex_};
@@ -434,23 +426,50 @@ std::uint64_t VmCore::clock_ns() const noexcept
            x86::scale_tsc(x86::read_host_tsc() - reference.host_tsc, x86::tsc_scale(tsc_khz_));
 }
 
-std::uint64_t VmCore::synchronised_tsc_offset(std::uint64_t value) noexcept
+std::uint64_t VmCore::synchronised_tsc_offset(std::uint64_t value, x86::TscRatio ratio) noexcept
 {
     const std::lock_guard lock{clock_mutex_};
-    const std::uint64_t host = x86::read_host_tsc();
+    const std::uint64_t host = ratio.scale(x86::read_host_tsc());
     const std::uint64_t reached = host + tsc_offset_;
-    const std::uint64_t second = std::uint64_t{tsc_khz_} * 1000U;
+    const std::uint64_t second = ratio.scale(std::uint64_t{tsc_khz_} * 1000U);
     const bool is_near = value < reached + second && value + second > reached;
-    if (value != 0U && !is_near) {
+    if (ratio != tsc_ratio_ || (value != 0U && !is_near)) {
         tsc_offset_ = value - host;
+        tsc_ratio_ = ratio;
     }
     return tsc_offset_;
 }
 
-void VmCore::note_tsc_offset(std::uint64_t offset) noexcept
+void VmCore::note_tsc_offset(std::uint64_t offset, x86::TscRatio ratio) noexcept
 {
     const std::lock_guard lock{clock_mutex_};
     tsc_offset_ = offset;
+    tsc_ratio_ = ratio;
+}
+
+Result<x86::TscRatio> VmCore::check_tsc_khz(std::uint32_t khz) const
+{
+    constexpr std::uint32_t end = 0x7fff'ffff;
+    if (khz == 0U) {
+        return x86::TscRatio{};
+    }
+    const x86::TscRatio ratio = khz < end ? x86::tsc_ratio_for(khz, tsc_khz_) : x86::TscRatio{};
+    if (khz >= end || (!ratio.is_one() && !core::has_tsc_scaling(options_))) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("set_tsc_khz({}): the host's TSC has {} kHz; this engine can have "
+                                 "a guest's run {}",
+                                 khz, tsc_khz_,
+                                 core::has_tsc_scaling(options_) ? "at up to 2147483646 kHz"
+                                                                 : "at that rate only")};
+    }
+    return ratio;
+}
+
+Result<void> VmCore::set_tsc_khz(std::uint32_t khz)
+{
+    VMM_TRY_VOID(check_tsc_khz(khz));
+    guest_tsc_khz_.store(khz != 0U ? khz : tsc_khz_, std::memory_order_relaxed);
+    return success;
 }
 
 Result<void> VmCore::set_hypercall_exits(std::uint64_t calls)

@@ -26,6 +26,7 @@
 #include "x86/engine.hpp"
 #include "x86/irqchip/irqchip.hpp"
 #include "x86/irqchip/pit.hpp"
+#include "x86/tsc.hpp"
 
 namespace vmm::core {
 
@@ -124,8 +125,6 @@ public:
 
     Result<std::shared_ptr<VcpuCore>> create_vcpu(std::uint32_t id);
     void forget_vcpu(std::uint32_t id) noexcept;
-    /// KVM_HC_KICK_CPU: the vCPU of this id, if there is one, goes on behind its HLT.
-    void unhalt(std::uint32_t id) noexcept;
 
     /// kvmclock: nanoseconds since the VM was made, or since and from what `set_clock_ns` set.
     [[nodiscard]] std::uint64_t clock_ns() const noexcept;
@@ -139,17 +138,36 @@ public:
     /// to the nanosecond.
     [[nodiscard]] ClockReference clock_reference() const noexcept;
     /// The guest's TSC starts at 0 with the VM, on all vCPUs at once.
-    [[nodiscard]] std::uint64_t initial_tsc_offset() const noexcept
+    [[nodiscard]] std::uint64_t initial_tsc_offset(x86::TscRatio ratio) const noexcept
     {
-        return std::uint64_t{0} - created_tsc_;
+        return std::uint64_t{0} - ratio.scale(created_tsc_);
     }
 
     /// The offset for a vCPU whose TSC the VMM sets to `value`.  A VMM sets those of all vCPUs one
     /// after the other and means them to agree: 0, and what lies within a second of what the one
-    /// set before has reached by now, gives the same offset again.
-    [[nodiscard]] std::uint64_t synchronised_tsc_offset(std::uint64_t value) noexcept;
+    /// set before has reached by now, gives the same offset again, if both run at the same rate.
+    [[nodiscard]] std::uint64_t synchronised_tsc_offset(std::uint64_t value,
+                                                        x86::TscRatio ratio) noexcept;
     /// A vCPU got this one: what is set next, by value, agrees with it.
-    void note_tsc_offset(std::uint64_t offset) noexcept;
+    void note_tsc_offset(std::uint64_t offset, x86::TscRatio ratio) noexcept;
+
+    /// Whether a TSC may run at this rate, and if so how.
+    [[nodiscard]] Result<x86::TscRatio> check_tsc_khz(std::uint32_t khz) const;
+    Result<void> set_tsc_khz(std::uint32_t khz);
+    /// Of vCPUs that are created now.
+    [[nodiscard]] std::uint32_t guest_tsc_khz() const noexcept
+    {
+        return guest_tsc_khz_.load(std::memory_order_relaxed);
+    }
+
+    void set_halt_poll_ns(std::uint32_t longest) noexcept
+    {
+        halt_poll_ns_.store(longest, std::memory_order_relaxed);
+    }
+    [[nodiscard]] std::uint32_t halt_poll_ns() const noexcept
+    {
+        return halt_poll_ns_.load(std::memory_order_relaxed);
+    }
 
     /// How often all vCPUs had to drop their translations.
     [[nodiscard]] std::uint64_t remote_tlb_flushes() const noexcept
@@ -158,6 +176,7 @@ public:
     }
     /// Of port, MMIO and MSR accesses one in so many is timed.
     [[nodiscard]] std::uint32_t timed_one_in() const noexcept;
+    [[nodiscard]] bool counts_exits() const noexcept { return options_.statistics; }
 
     [[nodiscard]] bool has_smm() const noexcept { return core::has_smm(options_); }
 
@@ -171,6 +190,7 @@ public:
         return irqchip_ != nullptr && irqchip_->mode() == x86::irqchip::IrqchipMode::Full;
     }
     [[nodiscard]] EventLoop& event_loop() const noexcept { return *event_loop_; }
+    /// The host's.
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
 
     using PortBus = bus::IoBus<Port, std::shared_ptr<bus::DeviceBase>>;
@@ -193,7 +213,10 @@ private:
     std::uint64_t created_tsc_;
     mutable std::mutex clock_mutex_;
     ClockReference clock_;
-    std::uint64_t tsc_offset_;                 // What the TSC was set to last, as an offset.
+    std::uint64_t tsc_offset_;  // What the TSC was set to last, as an offset.
+    x86::TscRatio tsc_ratio_;   // And how fast it runs.
+    std::atomic<std::uint32_t> guest_tsc_khz_;
+    std::atomic<std::uint32_t> halt_poll_ns_{};
     std::unique_ptr<DirtyRings> dirty_rings_;  // Before the slots, which tell it.
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;

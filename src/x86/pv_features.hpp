@@ -60,6 +60,8 @@ public:
         }
         return Gpa{steal_time_ & ~std::uint64_t{0x3f}};
     }
+    /// Whether the guest lets the host poll for it while it waits.
+    [[nodiscard]] bool may_poll() const noexcept { return (poll_control_ & 1U) != 0U; }
 
 private:
     std::uint64_t async_pf_{};

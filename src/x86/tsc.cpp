@@ -97,6 +97,13 @@ std::uint32_t measured_khz() noexcept
 
 }  // namespace
 
+TscRatio tsc_ratio_for(std::uint32_t guest_khz, std::uint32_t host_khz) noexcept
+{
+    const std::uint32_t tolerance = host_khz / 4000U;
+    const bool is_near = guest_khz >= host_khz - tolerance && guest_khz <= host_khz + tolerance;
+    return is_near ? TscRatio{} : TscRatio{guest_khz, host_khz};
+}
+
 std::uint32_t host_tsc_khz()
 {
     static const std::uint32_t khz = [] {

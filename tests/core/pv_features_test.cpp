@@ -3,6 +3,7 @@
 // KVM's paravirtual features beside kvmclock, through the public API.
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <system_error>
 #include <thread>
@@ -150,6 +151,60 @@ TEST_P(PvFeatures, AVcpuMayEndAnothersHalt)
     EXPECT_TRUE(first.run().value().is<PortWrite>());
     EXPECT_EQ(first.regs().rax & 0xffff'ffffU, 0U);
     other.join();
+}
+
+TEST_P(PvFeatures, AVcpuIsToldToGoOnByItsApicId)
+{
+    if (engine() == Engine::Kvm) {
+        GTEST_SKIP() << "the host's KVM answers hypercalls, and knows no other vCPU";
+    }
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    place_hypercall(small, kick_cpu);
+    Vcpu first = small.vcpu(0);
+    Vcpu other = small.vcpu(1);
+    Vcpu wanted = small.vcpu(2);
+    const auto give_apic_id = [](Vcpu& vcpu, std::uint32_t id) {
+        auto lapic = vcpu.lapic().value();
+        lapic.set(x86::irqchip::LapicRegister::Id, id << 24U);
+        vcpu.set_lapic(lapic).value();
+        vcpu.set_mp_state(x86::MpState::Halted).value();
+    };
+    give_apic_id(other, 5);
+    give_apic_id(wanted, 1);
+    ASSERT_TRUE(first.run().value().is<PortWrite>());
+    EXPECT_EQ(other.mp_state(), x86::MpState::Halted);
+    EXPECT_EQ(wanted.mp_state(), x86::MpState::Runnable);
+}
+
+TEST_P(PvFeatures, AVcpuThatWaitsLooksByItselfForAsLongAsTheVmSays)
+{
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    small.place(SmallVm::code_at, {0xf4});
+    Vcpu vcpu = small.vcpu();
+    const auto wait = [&] {
+        vcpu.set_mp_state(x86::MpState::Halted).value();
+        std::thread other{[kicker = vcpu.kicker()] {
+            std::this_thread::sleep_for(std::chrono::milliseconds{2});
+            kicker.kick();
+        }};
+        EXPECT_TRUE(vcpu.run().value().is<Interrupted>());
+        other.join();
+    };
+    wait();
+    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 0U);
+    small.vm().set_halt_poll_ns(1'000);
+    wait();
+    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 1U);
+    EXPECT_EQ(vcpu.statistics().counter("halt_successful_poll"), 0U);
+    EXPECT_GE(vcpu.statistics().counter("halt_poll_fail_ns"), 1'000U);
+    small.vm().set_halt_poll_ns(~0U);
+    wait();
+    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 2U);
+    EXPECT_EQ(vcpu.statistics().counter("halt_successful_poll"), 1U);
+    EXPECT_NE(vcpu.statistics().counter("halt_poll_success_ns"), 0U);
+    vcpu.set_msr(poll_control, 0).value();
+    wait();
+    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 2U) << "the guest asked not to";
 }
 
 TEST_P(PvFeatures, HypercallsThatCpuidDoesNotOfferMayBeHidden)

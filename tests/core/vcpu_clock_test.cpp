@@ -9,11 +9,14 @@
 #include <cstdint>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include <pthread.h>
 #include <signal.h>
 
 #include "small_vm.hpp"
+#include "x86/kvmclock.hpp"
+#include "x86/tsc.hpp"
 
 namespace vmm {
 namespace {
@@ -57,6 +60,155 @@ TEST(VcpuClock, AGuestWithoutKvmclockCannotBeToldThatItStopped)
     ASSERT_TRUE(vcpu.run().value().is<Halt>());
     constexpr std::size_t flags = 0x5000 + 29;
     EXPECT_EQ(guest.byte_at(flags) & 2U, 2U);
+}
+
+/// The host's TSC around an action, and what the guest's must lie between then.
+struct Around {
+    std::uint64_t before;
+    std::uint64_t after;
+};
+
+class TscScaling : public test::EveryEngine {
+protected:
+    void SetUp() override
+    {
+        EveryEngine::SetUp();
+        if (!IsSkipped() &&
+            Kvm::open({engine()}).value().check_extension(Capability::TscControl) == 0) {
+            GTEST_SKIP() << "this engine scales no TSC";
+        }
+    }
+    /// What the guest's TSC is, and at which of the host's.
+    static std::pair<std::uint64_t, Around> read(const Vcpu& vcpu)
+    {
+        const std::uint64_t before = x86::read_host_tsc();
+        const std::uint64_t value = vcpu.msr(tsc).value();
+        return {value, {before, x86::read_host_tsc()}};
+    }
+};
+INSTANTIATE_TEST_SUITE_P(Engines, TscScaling, test::engines, test::engine_name);
+
+TEST_P(TscScaling, TheCounterRunsAtTheRateThatWasSet)
+{
+    SmallVm small{engine()};
+    Vcpu vcpu = small.vcpu();
+    const std::uint32_t host = small.kvm().tsc_khz();
+    EXPECT_EQ(vcpu.tsc_khz(), host);
+    for (const std::uint32_t khz : {host / 2U, host * 3U, 1'000'000U}) {
+        vcpu.set_tsc_khz(khz).value();
+        EXPECT_EQ(vcpu.tsc_khz(), khz);
+        const auto [first, at_first] = read(vcpu);
+        while (x86::read_host_tsc() - at_first.after < host) {
+        }
+        const auto [second, at_second] = read(vcpu);
+        const double ratio = static_cast<double>(khz) / host;
+        const auto ticks = static_cast<double>(second - first);
+        EXPECT_GE(ticks + 2, static_cast<double>(at_second.before - at_first.after) * ratio);
+        EXPECT_LE(ticks - 2, static_cast<double>(at_second.after - at_first.before) * ratio);
+    }
+    vcpu.set_tsc_khz(0).value();
+    EXPECT_EQ(vcpu.tsc_khz(), host);
+}
+
+TEST_P(TscScaling, RdtscShowsWhatTheMsrShows)
+{
+    SmallVm small{engine()};
+    small.place(SmallVm::code_at, {0x0f, 0x31, 0xe6, 0x10});  // rdtsc; out %al, $0x10
+    Vcpu vcpu = small.vcpu();
+    vcpu.set_tsc_khz(small.kvm().tsc_khz() / 3U).value();
+    const std::uint64_t before = vcpu.msr(tsc).value();
+    ASSERT_TRUE(vcpu.run().value().is<PortWrite>());
+    const std::uint64_t after = vcpu.msr(tsc).value();
+    const std::uint64_t seen =
+        (vcpu.regs().rdx & 0xffff'ffffU) << 32U | (vcpu.regs().rax & 0xffff'ffffU);
+    EXPECT_GE(seen, before);
+    EXPECT_LE(seen, after);
+}
+
+TEST_P(TscScaling, KvmclockGoesByTheScaledCounter)
+{
+    SmallVm small{engine()};
+    Vcpu vcpu = small.vcpu();
+    vcpu.set_tsc_khz(small.kvm().tsc_khz() / 2U).value();
+    constexpr std::uint32_t system_time = 0x4b56'4d01;
+    vcpu.set_msr(system_time, 0x5001).value();
+    const auto page = small.vm().memory().read<x86::PvclockTimeInfo>(Gpa{0x5000}).value();
+    const std::uint64_t before = small.vm().clock_ns();
+    const std::uint64_t now = vcpu.msr(tsc).value();
+    const std::uint64_t after = small.vm().clock_ns();
+    const std::uint64_t ns =
+        page.system_time +
+        x86::scale_tsc(now - page.tsc_timestamp, {page.tsc_to_system_mul, page.tsc_shift});
+    constexpr std::uint64_t rounding_ns = 100;
+    EXPECT_GE(ns + rounding_ns, before);
+    EXPECT_LE(ns, after + rounding_ns);
+}
+
+TEST_P(TscScaling, ADeadlineIsReachedByTheScaledCounter)
+{
+    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    small.place(0x40 * 4, {0x00, 0x20, 0, 0});
+    small.place(0x2000, {0xe6, 0x10});            // out %al, $0x10
+    small.place(SmallVm::code_at, {0xfb, 0xf4});  // sti; hlt
+    Vcpu vcpu = small.vcpu();
+    vcpu.set_tsc_khz(small.kvm().tsc_khz() / 2U).value();
+    auto lapic = vcpu.lapic().value();
+    lapic.set(x86::irqchip::LapicRegister::Svr, 0x1ff);
+    constexpr std::uint32_t deadline_mode = 2U << 17U;
+    lapic.set(x86::irqchip::LapicRegister::LvtTimer, deadline_mode | 0x40U);
+    vcpu.set_lapic(lapic).value();
+    const std::uint64_t deadline = vcpu.msr(tsc).value() + vcpu.tsc_khz() * std::uint64_t{20};
+    vcpu.set_msr(0x6e0, deadline).value();
+    ASSERT_TRUE(vcpu.run().value().is<PortWrite>());
+    EXPECT_GE(vcpu.msr(tsc).value(), deadline);
+}
+
+TEST_P(TscScaling, VcpusGetTheRateOfTheVmAndAgree)
+{
+    SmallVm small{engine()};
+    const std::uint32_t host = small.kvm().tsc_khz();
+    EXPECT_EQ(small.vm().tsc_khz(), host);
+    Vcpu before = small.vcpu(0);
+    small.vm().set_tsc_khz(host * 2U).value();
+    EXPECT_EQ(small.vm().tsc_khz(), host * 2U);
+    EXPECT_EQ(before.tsc_khz(), host);
+    Vcpu first = small.vcpu(1);
+    Vcpu second = small.vcpu(2);
+    EXPECT_EQ(first.tsc_khz(), host * 2U);
+    for (const std::uint64_t value : {std::uint64_t{0}, std::uint64_t{1} << 50U}) {
+        first.set_msr(tsc, value).value();
+        second.set_msr(tsc, value).value();
+        const std::uint64_t a = first.msr(tsc).value();
+        const std::uint64_t b = second.msr(tsc).value();
+        const std::uint64_t c = first.msr(tsc).value();
+        EXPECT_LE(a, b);
+        EXPECT_LE(b, c);
+        EXPECT_GE(a, value);
+    }
+    EXPECT_EQ(first.tsc_offset(), second.tsc_offset());
+}
+
+class TscRate : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, TscRate, test::engines, test::engine_name);
+
+TEST_P(TscRate, WhatNoCounterCanDoIsRefused)
+{
+    SmallVm small{engine()};
+    Vcpu vcpu = small.vcpu();
+    const std::uint32_t host = small.kvm().tsc_khz();
+    EXPECT_EQ(vcpu.set_tsc_khz(0x7fff'ffff).error().errno_value(), EINVAL);
+    EXPECT_EQ(small.vm().set_tsc_khz(0x7fff'ffff).error().errno_value(), EINVAL);
+    const bool scales = small.kvm().check_extension(Capability::TscControl) != 0;
+    EXPECT_EQ(vcpu.set_tsc_khz(host / 2U).has_value(), scales);
+    EXPECT_EQ(small.vm().set_tsc_khz(host / 2U).has_value(), scales);
+    // KVM takes 250 ppm for the host's.
+    const std::uint32_t near = host + host / 5000U;
+    vcpu.set_tsc_khz(near).value();
+    EXPECT_EQ(vcpu.tsc_khz(), near);
+    const std::uint64_t before = x86::read_host_tsc() + vcpu.tsc_offset();
+    const std::uint64_t seen = vcpu.msr(tsc).value();
+    EXPECT_GE(seen, before);
+    EXPECT_LE(seen, x86::read_host_tsc() + vcpu.tsc_offset());
 }
 
 TEST(MachineCheck, WhatIsSetUpIsWhatTheGuestSees)

@@ -160,6 +160,15 @@ std::int64_t Irqchip::send_ipis(const std::array<std::uint64_t, 2>& bitmap,
     return reached;
 }
 
+void Irqchip::kick_cpu(std::uint32_t apic_id) noexcept
+{
+    // As KVM has it: a remote read, which has no other meaning any more.
+    InterruptMessage message;
+    message.destination = apic_id;
+    message.mode = DeliveryMode::Reserved;
+    static_cast<void>(bus_.deliver(message, nullptr));
+}
+
 bool Irqchip::port_read(Port port, std::span<std::byte> data) noexcept
 {
     const auto offset = pic_offset(port);

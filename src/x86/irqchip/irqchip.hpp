@@ -113,6 +113,9 @@ public:
                            std::uint32_t first_id,
                            std::uint64_t icr) noexcept;
 
+    /// The hypercall KVM_HC_KICK_CPU: ends the HLT of the vCPU with this APIC id.
+    void kick_cpu(std::uint32_t apic_id) noexcept;
+
     /// KVM_SET_GSI_ROUTING.  EINVAL, and nothing changes, for an entry that is not valid.
     Result<void> set_routing(std::span<const GsiRoute> routes) { return routing_.replace(routes); }
     [[nodiscard]] std::vector<GsiRoute> routing() const { return routing_.all(); }

@@ -327,7 +327,7 @@ bool LocalApic::accept(const InterruptMessage& message) noexcept
     case DeliveryMode::Startup:
         with_sink([&](VcpuSink& sink) { sink.deliver_sipi(message.vector); });
         return true;
-    case DeliveryMode::Reserved:
+    case DeliveryMode::Reserved: with_sink([](VcpuSink& sink) { sink.unhalt(); }); return true;
     case DeliveryMode::ExtInt: return false;  // The PIC's interrupts come through LINT0 only.
     }
     if (message.level_triggered && !message.asserted) {

@@ -43,6 +43,9 @@ public:
     virtual void deliver_init() noexcept = 0;
     virtual void deliver_sipi(std::uint8_t vector) noexcept = 0;
     virtual void deliver_smi() noexcept = 0;
+    /// The HLT that the vCPU is in, or its next, ends: KVM_HC_KICK_CPU, which KVM sends as a remote
+    /// read.
+    virtual void unhalt() noexcept {}
 };
 
 /// The guest's time-stamp counter, for the timer's TSC-deadline mode.

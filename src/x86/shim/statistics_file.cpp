@@ -44,7 +44,11 @@ constexpr Known of_vms[] = {
     {"remote_tlb_flush_requests"},
 };
 constexpr Known of_vcpus[] = {
+    {"halt_successful_poll"},
+    {"halt_attempted_poll"},
     {"halt_wakeup"},
+    {"halt_poll_success_ns", time, nanoseconds},
+    {"halt_poll_fail_ns", time, nanoseconds},
     {"halt_wait_ns", time, nanoseconds},
     {"halt_wait_hist", time_histogram, nanoseconds},
     {"blocking", boolean},

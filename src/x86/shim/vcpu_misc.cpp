@@ -46,15 +46,12 @@ long set_signal_mask(VcpuFile& file, unsigned long argument)
 
 long get_tsc_khz(VcpuFile& file, unsigned long /*argument*/)
 {
-    return static_cast<long>(file.vm().kvm().tsc_khz());
+    return static_cast<long>(file.vcpu().tsc_khz());
 }
 
-/// There is one frequency, the host's: another one is refused beyond KVM's tolerance of 250 ppm.
 long set_tsc_khz(VcpuFile& file, unsigned long wanted)
 {
-    const unsigned long khz = file.vm().kvm().tsc_khz();
-    const unsigned long tolerance = khz / 4000;
-    return wanted == 0 || (wanted >= khz - tolerance && wanted <= khz + tolerance) ? 0 : -EINVAL;
+    return result_of(file.vcpu().set_tsc_khz(static_cast<std::uint32_t>(wanted)));
 }
 
 long has_device_attr(VcpuFile& /*file*/, const kvm_device_attr& wanted)

@@ -110,6 +110,12 @@ long enable_capability(VmFile& file, const kvm_enable_cap& wanted)
     case KVM_CAP_MSR_PLATFORM_INFO:
         file.vm().set_platform_info_readable(wanted.args[0] != 0);
         return 0;
+    case KVM_CAP_HALT_POLL:
+        if (wanted.args[0] > 0xffff'ffffU) {
+            return -EINVAL;
+        }
+        file.vm().set_halt_poll_ns(static_cast<std::uint32_t>(wanted.args[0]));
+        return 0;
     case KVM_CAP_DISABLE_QUIRKS2: return result_of(file.vm().disable_quirks(wanted.args[0]));
     case KVM_CAP_EXIT_HYPERCALL: return result_of(file.vm().set_hypercall_exits(wanted.args[0]));
     case KVM_CAP_DIRTY_LOG_RING:
@@ -183,6 +189,16 @@ long set_clock(VmFile& file, const kvm_clock_data& wanted)
     return 0;
 }
 
+long get_tsc_khz(VmFile& file, unsigned long /*argument*/)
+{
+    return static_cast<long>(file.vm().tsc_khz());
+}
+
+long set_tsc_khz(VmFile& file, unsigned long wanted)
+{
+    return result_of(file.vm().set_tsc_khz(static_cast<std::uint32_t>(wanted)));
+}
+
 /// The numbers live as long as the descriptor, as KVM's do.
 long get_stats_fd(VmFile& file, unsigned long /*argument*/)
 {
@@ -205,6 +221,8 @@ constexpr Row<VmFile> rows[] = {
     {KVM_SET_BOOT_CPU_ID, "KVM_SET_BOOT_CPU_ID", set_boot_cpu_id},
     {KVM_SET_NR_MMU_PAGES, "KVM_SET_NR_MMU_PAGES", set_nr_mmu_pages},
     {KVM_GET_NR_MMU_PAGES, "KVM_GET_NR_MMU_PAGES", get_nr_mmu_pages},
+    {KVM_GET_TSC_KHZ, "KVM_GET_TSC_KHZ", get_tsc_khz},
+    {KVM_SET_TSC_KHZ, "KVM_SET_TSC_KHZ", set_tsc_khz},
     {KVM_GET_CLOCK, "KVM_GET_CLOCK", writes<get_clock>},
     {KVM_SET_CLOCK, "KVM_SET_CLOCK", reads<set_clock>},
     {KVM_CREATE_DEVICE, "KVM_CREATE_DEVICE", updates<create_device>},
