@@ -27,7 +27,8 @@ must_pass=(
     cpuid_test cr4_cpuid_sync_test debug_regs demand_paging_test dirty_log_perf_test dirty_log_test get_msr_index_features
     kvm_clock_test kvm_pv_test kvm_binary_stats_test kvm_create_max_vcpus kvm_page_table_test max_vcpuid_cap_test
     memslot_modification_stress_test platform_info_test set_boot_cpu_id set_sregs_test smm_test state_test sync_regs_test
-    system_counter_offset_test tsc_msrs_test fix_hypercall_test monitor_mwait_test
+    system_counter_offset_test tsc_msrs_test tsc_scaling_sync
+    fix_hypercall_test monitor_mwait_test
     set_memory_region_test userspace_io_test userspace_msr_exit_test xapic_ipi_test xapic_state_test xss_msr_test
 )
 

@@ -32,7 +32,7 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
     VMM_TRY(vcpu->engine_, engine.create_vcpu(*vcpu, id));
     x86::CpuState& state = vcpu->state();
     x86::reset_state(state, false);
-    state.tsc_offset = vcpu->vm_->initial_tsc_offset(vcpu->tsc_ratio_);
+    state.tsc_offset = vcpu->vm_->synchronised_tsc_offset(0, vcpu->tsc_ratio_);
     vcpu->mark_bootstrap();
     if (x86::irqchip::Irqchip* chip = vcpu->vm_->irqchip()) {
         vcpu->lapic_ = chip->create_lapic(id, *vcpu, vcpu->tsc_clock());

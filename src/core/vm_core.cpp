@@ -104,9 +104,8 @@ VmCore::VmCore(const KvmOptions& options,
     : options_{options},
       event_loop_{std::move(event_loop)},
       tsc_khz_{tsc_khz},
-      created_tsc_{x86::read_host_tsc()},
-      clock_{created_tsc_, 0},
-      tsc_offset_{initial_tsc_offset({})},
+      clock_{x86::read_host_tsc(), 0},
+      tsc_offset_{std::uint64_t{0} - clock_.host_tsc},
       guest_tsc_khz_{tsc_khz}
 {
 }

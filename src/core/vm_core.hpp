@@ -137,15 +137,10 @@ public:
     /// "At this host TSC kvmclock shows this": one pair for all vCPUs, so that their clocks agree
     /// to the nanosecond.
     [[nodiscard]] ClockReference clock_reference() const noexcept;
-    /// The guest's TSC starts at 0 with the VM, on all vCPUs at once.
-    [[nodiscard]] std::uint64_t initial_tsc_offset(x86::TscRatio ratio) const noexcept
-    {
-        return std::uint64_t{0} - ratio.scale(created_tsc_);
-    }
-
-    /// The offset for a vCPU whose TSC the VMM sets to `value`.  A VMM sets those of all vCPUs one
-    /// after the other and means them to agree: 0, and what lies within a second of what the one
-    /// set before has reached by now, gives the same offset again, if both run at the same rate.
+    /// The offset for a vCPU whose TSC the VMM sets to `value`, or that is new, with 0.  A VMM sets
+    /// those of all vCPUs one after the other and means them to agree: 0, and what lies within a
+    /// second of what the one set before has reached by now, gives the same offset again, if both
+    /// run at the same rate.
     [[nodiscard]] std::uint64_t synchronised_tsc_offset(std::uint64_t value,
                                                         x86::TscRatio ratio) noexcept;
     /// A vCPU got this one: what is set next, by value, agrees with it.
@@ -210,7 +205,6 @@ private:
     const KvmOptions options_;
     std::shared_ptr<EventLoop> event_loop_;
     std::uint32_t tsc_khz_;
-    std::uint64_t created_tsc_;
     mutable std::mutex clock_mutex_;
     ClockReference clock_;
     std::uint64_t tsc_offset_;  // What the TSC was set to last, as an offset.

@@ -48,6 +48,16 @@ TEST(VcpuClock, TscsThatAreSetOneAfterTheOtherAgree)
     EXPECT_GE(before, far);
 }
 
+TEST(VcpuClock, ANewVcpusTscAgreesWithTheOneThatWasSet)
+{
+    SmallVm guest;
+    Vcpu first = guest.vcpu(0);
+    const std::uint64_t far = std::uint64_t{1} << 50U;
+    first.set_msr(tsc, far).value();
+    Vcpu second = guest.vcpu(1);
+    EXPECT_EQ(first.tsc_offset(), second.tsc_offset());
+}
+
 TEST(VcpuClock, AGuestWithoutKvmclockCannotBeToldThatItStopped)
 {
     SmallVm guest;
