@@ -110,6 +110,13 @@ struct Hypercall {
     std::uint64_t* result;                   ///< In the vCPU's run area; valid until the next run.
 };
 
+/// The guest has read or written the task priority of its local APIC, by its page or an x2APIC MSR;
+/// that is done already (`Vcpu::report_tpr_accesses`, KVM_EXIT_TPR_ACCESS).
+struct TprAccess {
+    Gva rip;  ///< Of the instruction that did.
+    bool is_write;
+};
+
 /// What a debugger asked for came about (`Vcpu::set_guest_debug`, KVM_EXIT_DEBUG).
 struct Debug {
     std::uint8_t exception;  ///< 1: a step or a breakpoint of DR7.  3: INT3.
@@ -160,6 +167,7 @@ public:
                                 IoapicEoi,
                                 DirtyRingFull,
                                 Hypercall,
+                                TprAccess,
                                 Debug,
                                 InternalError,
                                 EntryFailure,

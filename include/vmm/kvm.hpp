@@ -66,6 +66,7 @@ enum class Capability : std::uint32_t {
     Irqchip = 0,
     Hlt = 1,
     UserMemory = 3,
+    Vapic = 6,
     ExtCpuid = 7,
     Clocksource = 8,
     NrVcpus = 9,

@@ -178,6 +178,17 @@ public:
     /// 1.  Any thread.  @return ENOTTY on an engine without (`Capability::X86Smm`).
     Result<void> smi();
 
+    /// KVM_TPR_ACCESS_REPORTING: whether accesses to the local APIC's task priority leave with
+    /// `TprAccess`.
+    void report_tpr_accesses(bool wanted) noexcept;
+    /// KVM_SET_VAPIC_ADDR: a word of guest memory by which guest code without exits sees and sets
+    /// its task priority.  Before guest code runs it gets the priority in bits 7:0, that of the
+    /// interrupt in service in 15:8 and the vector that is requested in 31:24; what bits 7:0 are
+    /// afterwards is the priority.  0: there is none.
+    ///
+    /// @return EINVAL without an irqchip or where no slot has the word.
+    Result<void> set_vapic_address(Gpa word);
+
     // --- Time, and machine checks.
 
     /// KVM_VCPU_TSC_OFFSET: what the guest's TSC is ahead of the host's, at its own rate.  Setting

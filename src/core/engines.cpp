@@ -10,6 +10,7 @@
 #include "x86/cpuid.hpp"
 #include "x86/kvm/engine.hpp"
 #include "x86/lockstep/engine.hpp"
+#include "x86/pv_features.hpp"
 #include "x86/soft/engine.hpp"
 #include "x86/svm/engine.hpp"
 #include "x86/tsc.hpp"
@@ -49,6 +50,22 @@ Result<std::unique_ptr<x86::EngineVm>> create_one(Engine engine,
     }
     return Error{std::errc::no_such_device,
                  fmt::format("this version of vmm has no engine {}", name(engine))};
+}
+
+/// Whether the library can have a vCPU's TLB flushed.
+bool has_tlb_flush(const KvmOptions& options) noexcept
+{
+    return options.engine == Engine::Soft && !options.lockstep;
+}
+
+void offer_tlb_flush(std::vector<x86::CpuidEntry>& offer)
+{
+    constexpr x86::CpuidFeature feature = x86::feature::kvm_pv_tlb_flush;
+    for (x86::CpuidEntry& entry : offer) {
+        if (entry.function == feature.leaf) {
+            entry.eax |= 1U << feature.bit;
+        }
+    }
 }
 
 /// Speculation control is the host CPU's on one engine and the library's on another.
@@ -102,6 +119,9 @@ std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)
                           : x86::supported_cpuid(khz);
     if (on_svm || on_vmx || (options.lockstep && options.lockstep != options.engine)) {
         withdraw_speculation_control(offer);
+    }
+    if (has_tlb_flush(options)) {
+        offer_tlb_flush(offer);
     }
     return offer;
 }

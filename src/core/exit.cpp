@@ -17,8 +17,8 @@ const char* Exit::name() const noexcept
         [](const IrqWindow&) { return "irq window"; },
         [](const IoapicEoi&) { return "I/O APIC EOI"; },
         [](const DirtyRingFull&) { return "dirty ring full"; },
-        [](const Hypercall&) { return "hypercall"; }, [](const Debug&) { return "debug"; },
-        [](const InternalError&) { return "internal error"; },
+        [](const Hypercall&) { return "hypercall"; }, [](const TprAccess&) { return "TPR access"; },
+        [](const Debug&) { return "debug"; }, [](const InternalError&) { return "internal error"; },
         [](const EntryFailure&) { return "entry failure"; },
         [](const Difference&) { return "difference"; }});
 }

@@ -133,6 +133,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::EnforcePvFeatureCpuid:
     case Capability::X86UserSpaceMsr:
     case Capability::HaltPoll:
+    case Capability::Vapic:
     case Capability::X86MsrFilter: return 1;
     case Capability::ManualDirtyLogProtect2: return 3;
     case Capability::ExitHypercall:

@@ -302,6 +302,16 @@ void Vcpu::set_tsc_offset(std::uint64_t offset) noexcept
     core_->set_host_tsc_offset(offset);
 }
 
+void Vcpu::report_tpr_accesses(bool wanted) noexcept
+{
+    core_->report_tpr_accesses(wanted);
+}
+
+Result<void> Vcpu::set_vapic_address(Gpa word)
+{
+    return core_->set_vapic_address(word);
+}
+
 Result<void> Vcpu::set_tsc_khz(std::uint32_t khz)
 {
     return core_->set_tsc_khz(khz);

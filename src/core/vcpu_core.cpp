@@ -201,6 +201,11 @@ Result<Exit> VcpuCore::run() noexcept
                 return result;
             }
         }
+        if (tpr_access_) {
+            complete_pending();
+            left = Exit{*std::exchange(tpr_access_, std::nullopt), this};
+            return result;
+        }
         if (hypercall_) {
             if (!std::exchange(hypercall_shown_, true)) {
                 left = Exit{*hypercall_, this};
@@ -234,9 +239,18 @@ Result<Exit> VcpuCore::run() noexcept
             return result;
         }
         choose_event();
+        if (std::exchange(flushes_tlb_, false)) [[unlikely]] {
+            engine_->flush_tlb();
+        }
+        if (lapic_ != nullptr) {
+            share_lapic();
+        }
         io_pending_ = false;
         counters_.entering();
         const EngineExit& exit = engine_->enter();
+        if (lapic_ != nullptr) {
+            take_back_lapic();
+        }
         note_delivered_nmi();
         if (handle(exit, left)) {
             return result;
@@ -339,7 +353,9 @@ void VcpuCore::block() noexcept
     const bool halted = mp_state_ == x86::MpState::Halted;
     const std::uint64_t began = vm_->event_loop().now_ns();
     counters_.blocking = 1;
+    note_preempted();
     wait_for_event();
+    note_not_preempted();
     counters_.blocking = 0;
     if (halted) {
         const std::uint64_t waited = vm_->event_loop().now_ns() - began;
@@ -559,6 +575,9 @@ bool VcpuCore::handle(const EngineExit& exit, Exit& left) noexcept
 bool VcpuCore::mmio_read(Gpa gpa, std::span<std::byte> data) noexcept
 {
     const std::uint64_t asked = counters_.asking();
+    if (reports_tpr_ && lapic_ != nullptr && lapic_->is_in_page(gpa)) [[unlikely]] {
+        note_lapic_access(gpa.value() % x86::irqchip::LocalApic::page_size, data.size(), false);
+    }
     if ((lapic_ == nullptr || !vm_->irqchip()->mmio_read(id_, gpa, data)) &&
         !vm_->mmio_bus.read(gpa, data)) {
         return false;
@@ -579,6 +598,9 @@ bool VcpuCore::mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept
 
 bool VcpuCore::answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept
 {
+    if (reports_tpr_ && lapic_ != nullptr && lapic_->is_in_page(gpa)) [[unlikely]] {
+        note_lapic_access(gpa.value() % x86::irqchip::LocalApic::page_size, data.size(), true);
+    }
     if (lapic_ != nullptr && vm_->irqchip()->mmio_write(id_, gpa, data)) {
         return true;
     }
@@ -957,6 +979,11 @@ bool VcpuCore::access_msr(std::uint32_t index,
             // KVM: without an APIC the deadline reads as 0 and takes any value.
             value = write ? value : 0U;
             return index == x86::msr::tsc_deadline;
+        }
+        if (reports_tpr_ && access == x86::MsrAccess::Guest) [[unlikely]] {
+            constexpr std::uint64_t register_size = 16;
+            constexpr std::size_t whole = 4;
+            note_lapic_access((index - x86::msr::x2apic_first) * register_size, whole, write);
         }
         const bool known = write ? lapic_->write_msr(index, value) : lapic_->read_msr(index, value);
         // A VMM saves and restores it without a look at the guest's CPUID; KVM lets it.

@@ -84,6 +84,8 @@ public:
     void nmi() noexcept { deliver_nmi(); }
     Result<void> smi();
     void set_host_tsc_offset(std::uint64_t offset) noexcept;
+    void report_tpr_accesses(bool wanted) noexcept { reports_tpr_ = wanted; }
+    Result<void> set_vapic_address(Gpa word);
     Result<void> set_tsc_khz(std::uint32_t khz);
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
     Result<void> notify_guest_stopped();
@@ -140,6 +142,14 @@ private:
                                      std::uint64_t& value,
                                      bool write) noexcept;
     void update_steal_time() noexcept;
+    void note_preempted() noexcept;
+    void note_not_preempted() noexcept;
+    [[nodiscard]] bool clear_preempted(Gpa steal_time) noexcept;
+    /// What guest memory shows of the local APIC, before guest code runs and after.
+    void share_lapic() noexcept;
+    void take_back_lapic() noexcept;
+    /// The guest accesses the register of the local APIC at this offset of its page.
+    void note_lapic_access(std::uint64_t offset, std::size_t size, bool is_write) noexcept;
     [[nodiscard]] bool access_smm_msr(std::uint32_t index,
                                       std::uint64_t& value,
                                       bool write,
@@ -205,6 +215,12 @@ private:
     x86::KvmClock kvmclock_;
     x86::PvFeatures pv_;
     RunDelay run_delay_;
+    bool reports_tpr_{};
+    std::optional<TprAccess> tpr_access_;   // Until `run()` has told of it.
+    Gpa vapic_word_{0};                     // 0: none.
+    bool eoi_is_shared_{};                  // The guest may end its interrupt without a word.
+    bool is_preempted_{};                   // And its memory says so.
+    bool flushes_tlb_{};                    // Before guest code runs next.
     std::uint64_t stolen_ns_{};             // What `run_delay_` said last.
     std::uint64_t steal_time_tsc_{};        // When the guest was told; 0: never.
     bool enforces_pv_features_{};           // MSRs and hypercalls exist by CPUID.

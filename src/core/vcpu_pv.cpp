@@ -3,11 +3,24 @@
 /// @file
 /// KVM's paravirtual features of a vCPU, beside kvmclock.
 
+#include <array>
+#include <cstddef>
+
+#include <fmt/format.h>
+
 #include "core/vcpu_core.hpp"
 #include "core/vm_core.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::core {
+namespace {
+
+Gpa preempted_byte(Gpa steal_time) noexcept
+{
+    return Gpa{steal_time.value() + offsetof(x86::StealTime, preempted)};
+}
+
+}  // namespace
 
 bool VcpuCore::has_pv_feature(x86::CpuidFeature feature) noexcept
 {
@@ -18,6 +31,10 @@ bool VcpuCore::access_pv_msr(std::uint32_t index, std::uint64_t& value, bool wri
 {
     if (!write) {
         return pv_.read(index, value);
+    }
+    if (index == x86::msr::kvm_pv_eoi && (value & 1U) != 0U &&
+        !vm_->exists(Gpa{value & ~std::uint64_t{1}})) {
+        return false;
     }
     const bool done = pv_.write(index, value, lapic_ != nullptr);
     if (done && index == x86::msr::kvm_steal_time) {
@@ -48,12 +65,109 @@ void VcpuCore::update_steal_time() noexcept
     }
     // Odd while it changes; the guest may have given it an odd number to begin with.
     time.version |= 1U;
-    time.preempted = 0;
-    static_cast<void>(vm_->write_memory(*at, bytes));
+    flushes_tlb_ |= clear_preempted(*at);
+    const auto but_preempted = [&] {
+        // Another vCPU may be writing that byte.
+        constexpr std::size_t at_preempted = offsetof(x86::StealTime, preempted);
+        return vm_->write_memory(*at, bytes.first(at_preempted));
+    };
+    static_cast<void>(but_preempted());
     time.steal_ns += delay - std::exchange(stolen_ns_, delay);
-    static_cast<void>(vm_->write_memory(*at, bytes));
+    static_cast<void>(but_preempted());
     ++time.version;
-    static_cast<void>(vm_->write_memory(*at, bytes));
+    static_cast<void>(but_preempted());
+}
+
+/// While it waits others need not interrupt it to have its TLB flushed.
+void VcpuCore::note_preempted() noexcept
+{
+    const std::optional<Gpa> at = pv_.steal_time();
+    is_preempted_ = at && vm_->exchange_byte(preempted_byte(*at), x86::vcpu_preempted);
+}
+
+void VcpuCore::note_not_preempted() noexcept
+{
+    const std::optional<Gpa> at = pv_.steal_time();
+    if (!std::exchange(is_preempted_, false) || !at) {
+        return;
+    }
+    if (clear_preempted(*at)) {
+        engine_->flush_tlb();
+    }
+}
+
+/// It runs.  Whether another one asked, while it did not, for its TLB to be flushed.
+bool VcpuCore::clear_preempted(Gpa steal_time) noexcept
+{
+    const auto said = vm_->exchange_byte(preempted_byte(steal_time), 0);
+    return said && (*said & x86::vcpu_flush_tlb) != 0U;
+}
+
+/// KVM "KVM-specific MSRs", MSR_KVM_PV_EOI_EN: bit 0 of the guest's byte says that it may end its
+/// interrupt by clearing that bit.
+void VcpuCore::share_lapic() noexcept
+{
+    if (const std::optional<Gpa> at = pv_.silent_eoi(); at && lapic_->offer_silent_end()) {
+        constexpr std::array set{std::byte{1}};
+        static_cast<void>(vm_->write_memory(*at, set));
+        eoi_is_shared_ = true;
+    }
+    if (vapic_word_.value() != 0U) [[unlikely]] {
+        if (const auto word = lapic_->vapic_word()) {
+            static_cast<void>(vm_->write_memory(vapic_word_, std::as_bytes(std::span{&*word, 1})));
+        }
+    }
+}
+
+void VcpuCore::take_back_lapic() noexcept
+{
+    if (std::exchange(eoi_is_shared_, false)) {
+        const std::optional<Gpa> at = pv_.silent_eoi();
+        std::array byte{std::byte{1}};
+        // A guest that has turned it off has no place to say so in.
+        const bool ended =
+            at && vm_->read_memory(*at, byte) && (byte[0] & std::byte{1}) == std::byte{};
+        if (at && !ended) {
+            // It is still in service, and the guest's next EOI is one to be seen.
+            constexpr std::array clear{std::byte{0}};
+            static_cast<void>(vm_->write_memory(*at, clear));
+        }
+        lapic_->take_back_end(ended);
+    }
+    if (vapic_word_.value() != 0U) [[unlikely]] {
+        std::array priority{std::byte{}};
+        if (vm_->read_memory(vapic_word_, priority)) {
+            lapic_->set_tpr(std::to_integer<std::uint8_t>(priority[0]));
+        }
+    }
+}
+
+Result<void> VcpuCore::set_vapic_address(Gpa word)
+{
+    if (lapic_ == nullptr) {
+        return Error{std::errc::invalid_argument,
+                     "set_vapic_address: this VM has no irqchip, so there is no task priority"};
+    }
+    std::array<std::byte, 4> bytes{};
+    if (word.value() != 0U && !vm_->read_memory(word, bytes)) {
+        return Error{
+            std::errc::invalid_argument,
+            fmt::format("set_vapic_address({:#x}): no memory slot has that word", word.value())};
+    }
+    vapic_word_ = word;
+    return success;
+}
+
+/// KVM's conditions: any read within the register, writes of the whole.
+void VcpuCore::note_lapic_access(std::uint64_t offset, std::size_t size, bool is_write) noexcept
+{
+    constexpr auto tpr = static_cast<std::uint64_t>(x86::irqchip::LapicRegister::Tpr);
+    constexpr std::size_t whole = 4;
+    const std::uint64_t within = offset - tpr;
+    if (is_write ? within == 0U && size == whole : within + size <= whole) {
+        tpr_access_ = TprAccess{Gva{engine_->instruction_rip()}, is_write};
+        engine_->request_exit();
+    }
 }
 
 }  // namespace vmm::core

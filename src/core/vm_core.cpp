@@ -286,6 +286,15 @@ bool VmCore::write_memory(Gpa to,
     return true;
 }
 
+std::optional<std::uint8_t> VmCore::exchange_byte(Gpa at, std::uint8_t value) noexcept
+{
+    const auto before = memory::GuestMemory{physical_.slots(), 0}.exchange(at, value);
+    if (before) {
+        engine_->memory_written(at, sizeof value);
+    }
+    return before;
+}
+
 Result<void> VmCore::create_irqchip()
 {
     const std::lock_guard lock{mutex_};

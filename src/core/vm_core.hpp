@@ -6,11 +6,13 @@
 
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "core/dirty_rings.hpp"
 #include "core/engines.hpp"
@@ -65,6 +67,15 @@ public:
     [[nodiscard]] bool write_memory(Gpa to,
                                     std::span<const std::byte> from,
                                     std::uint16_t address_space = 0) noexcept;
+
+    [[nodiscard]] bool exists(Gpa at) noexcept
+    {
+        std::array<std::byte, 1> byte{};
+        return read_memory(at, byte);
+    }
+    /// Puts a byte into guest memory and gives what was there, in one step; nothing where there is
+    /// no memory.
+    [[nodiscard]] std::optional<std::uint8_t> exchange_byte(Gpa at, std::uint8_t value) noexcept;
 
     Result<void> create_irqchip();
     Result<void> create_split_irqchip(std::uint32_t io_apic_pins);

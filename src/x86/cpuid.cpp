@@ -358,7 +358,7 @@ private:
             hypervisor_class + 1,
             bit(1) | bit(24) |
                 bits_of({feature::kvm_clocksource, feature::kvm_clocksource2, feature::kvm_async_pf,
-                         feature::kvm_steal_time, feature::kvm_pv_send_ipi,
+                         feature::kvm_steal_time, feature::kvm_pv_eoi, feature::kvm_pv_send_ipi,
                          feature::kvm_poll_control, feature::kvm_async_pf_int}),
             0, 0, 0));
         constexpr std::uint32_t apic_bus_khz = 1'000'000;

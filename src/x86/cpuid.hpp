@@ -88,6 +88,7 @@ inline constexpr CpuidFeature kvm_clocksource{0x4000'0001, 0, CpuidRegister::Eax
 inline constexpr CpuidFeature kvm_clocksource2{0x4000'0001, 0, CpuidRegister::Eax, 3};
 inline constexpr CpuidFeature kvm_async_pf{0x4000'0001, 0, CpuidRegister::Eax, 4};
 inline constexpr CpuidFeature kvm_steal_time{0x4000'0001, 0, CpuidRegister::Eax, 5};
+inline constexpr CpuidFeature kvm_pv_eoi{0x4000'0001, 0, CpuidRegister::Eax, 6};
 inline constexpr CpuidFeature kvm_poll_control{0x4000'0001, 0, CpuidRegister::Eax, 12};
 inline constexpr CpuidFeature kvm_async_pf_int{0x4000'0001, 0, CpuidRegister::Eax, 14};
 inline constexpr CpuidFeature kvm_pv_send_ipi{0x4000'0001, 0, CpuidRegister::Eax, 11};

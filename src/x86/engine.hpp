@@ -292,6 +292,16 @@ public:
     /// False where it is not mapped.
     [[nodiscard]] virtual bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept = 0;
 
+    /// Where the instruction begins that is asking the core for something.  Only within a call of
+    /// the `VcpuHost`.
+    [[nodiscard]] virtual std::uint64_t instruction_rip() noexcept
+    {
+        return state(StateGroup::Registers).rip;
+    }
+
+    /// Drops the translations of all linear addresses.
+    virtual void flush_tlb() noexcept { state_changed(StateGroup::Segments); }
+
     /// What the engine has counted since its creation, by name.  Names have static lifetime.
     [[nodiscard]] virtual std::vector<std::pair<std::string_view, std::uint64_t>> counters() const
     {

@@ -434,6 +434,7 @@ std::vector<std::uint32_t> msr_index_list()
                                     msr::kvm_system_time,
                                     msr::kvm_async_pf_en,
                                     msr::kvm_steal_time,
+                                    msr::kvm_pv_eoi,
                                     msr::kvm_poll_control,
                                     msr::kvm_async_pf_int,
                                     msr::kvm_async_pf_ack,

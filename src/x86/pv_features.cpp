@@ -17,6 +17,7 @@ std::optional<CpuidFeature> pv_feature_of(std::uint32_t index) noexcept
     case msr::kvm_async_pf_int:
     case msr::kvm_async_pf_ack: return feature::kvm_async_pf_int;
     case msr::kvm_steal_time: return feature::kvm_steal_time;
+    case msr::kvm_pv_eoi: return feature::kvm_pv_eoi;
     case msr::kvm_poll_control: return feature::kvm_poll_control;
     default: return std::nullopt;
     }
@@ -29,6 +30,7 @@ bool PvFeatures::read(std::uint32_t index, std::uint64_t& value) const noexcept
     case msr::kvm_async_pf_int: value = async_pf_vector_; return true;
     case msr::kvm_async_pf_ack: value = 0; return true;
     case msr::kvm_steal_time: value = steal_time_; return true;
+    case msr::kvm_pv_eoi: value = pv_eoi_; return true;
     case msr::kvm_poll_control: value = poll_control_; return true;
     default: return false;
     }
@@ -61,6 +63,14 @@ bool PvFeatures::write(std::uint32_t index, std::uint64_t value, bool has_lapic)
         steal_time_ = value;
         return true;
     }
+    case msr::kvm_pv_eoi: {
+        constexpr std::uint64_t misaligned = 2;
+        if ((value & misaligned) != 0U) {
+            return false;
+        }
+        pv_eoi_ = value;
+        return true;
+    }
     case msr::kvm_poll_control:
         if (value > 1U) {
             return false;
@@ -69,6 +79,15 @@ bool PvFeatures::write(std::uint32_t index, std::uint64_t value, bool has_lapic)
         return true;
     default: return false;
     }
+}
+
+std::optional<Gpa> PvFeatures::silent_eoi() const noexcept
+{
+    constexpr std::uint64_t enabled = 1;
+    if ((pv_eoi_ & enabled) == 0U) {
+        return std::nullopt;
+    }
+    return Gpa{pv_eoi_ & ~std::uint64_t{3}};
 }
 
 }  // namespace vmm::x86

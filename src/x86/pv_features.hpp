@@ -15,6 +15,7 @@ namespace vmm::x86 {
 
 namespace feature {
 // Known, and not offered unless the VMM does.
+inline constexpr CpuidFeature kvm_pv_tlb_flush{0x4000'0001, 0, CpuidRegister::Eax, 9};
 inline constexpr CpuidFeature kvm_pv_unhalt{0x4000'0001, 0, CpuidRegister::Eax, 7};
 inline constexpr CpuidFeature kvm_pv_sched_yield{0x4000'0001, 0, CpuidRegister::Eax, 13};
 }  // namespace feature
@@ -22,6 +23,7 @@ inline constexpr CpuidFeature kvm_pv_sched_yield{0x4000'0001, 0, CpuidRegister::
 namespace msr {
 inline constexpr std::uint32_t kvm_async_pf_en = 0x4b56'4d02;
 inline constexpr std::uint32_t kvm_steal_time = 0x4b56'4d03;
+inline constexpr std::uint32_t kvm_pv_eoi = 0x4b56'4d04;
 inline constexpr std::uint32_t kvm_poll_control = 0x4b56'4d05;
 inline constexpr std::uint32_t kvm_async_pf_int = 0x4b56'4d06;
 inline constexpr std::uint32_t kvm_async_pf_ack = 0x4b56'4d07;
@@ -29,6 +31,11 @@ inline constexpr std::uint32_t kvm_async_pf_ack = 0x4b56'4d07;
 
 /// The CPUID feature that an MSR of KVM's belongs to, kvmclock's too; nothing for other MSRs.
 [[nodiscard]] std::optional<CpuidFeature> pv_feature_of(std::uint32_t msr) noexcept;
+
+/// Of `StealTime::preempted`, with KVM_FEATURE_PV_TLB_FLUSH: set by the host while the vCPU does
+/// not run, and by another vCPU that wants its TLB flushed before it does.
+inline constexpr std::uint8_t vcpu_preempted = 1;
+inline constexpr std::uint8_t vcpu_flush_tlb = 2;
 
 /// What the guest reads of the time that its vCPU waited for a CPU: struct kvm_steal_time.  An odd
 /// version means that it is being written.
@@ -60,6 +67,8 @@ public:
         }
         return Gpa{steal_time_ & ~std::uint64_t{0x3f}};
     }
+    /// Where the guest wants to be told that an interrupt needs no EOI.
+    [[nodiscard]] std::optional<Gpa> silent_eoi() const noexcept;
     /// Whether the guest lets the host poll for it while it waits.
     [[nodiscard]] bool may_poll() const noexcept { return (poll_control_ & 1U) != 0U; }
 
@@ -67,6 +76,7 @@ private:
     std::uint64_t async_pf_{};
     std::uint64_t async_pf_vector_{};
     std::uint64_t steal_time_{};
+    std::uint64_t pv_eoi_{};
     std::uint64_t poll_control_{1};  // The host may poll.
 };
 

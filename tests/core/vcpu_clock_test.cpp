@@ -32,9 +32,12 @@ constexpr std::uint32_t mc0_status = 0x401;
 constexpr std::uint64_t valid_error = std::uint64_t{1} << 63U;
 constexpr std::uint64_t uncorrected = std::uint64_t{1} << 61U;
 
-TEST(VcpuClock, TscsThatAreSetOneAfterTheOtherAgree)
+class VcpuClock : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, VcpuClock, test::engines, test::engine_name);
+
+TEST_P(VcpuClock, TscsThatAreSetOneAfterTheOtherAgree)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu first = guest.vcpu(0);
     Vcpu second = guest.vcpu(1);
     const std::uint64_t far = std::uint64_t{1} << 50U;
@@ -48,9 +51,9 @@ TEST(VcpuClock, TscsThatAreSetOneAfterTheOtherAgree)
     EXPECT_GE(before, far);
 }
 
-TEST(VcpuClock, ANewVcpusTscAgreesWithTheOneThatWasSet)
+TEST_P(VcpuClock, ANewVcpusTscAgreesWithTheOneThatWasSet)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu first = guest.vcpu(0);
     const std::uint64_t far = std::uint64_t{1} << 50U;
     first.set_msr(tsc, far).value();
@@ -58,9 +61,9 @@ TEST(VcpuClock, ANewVcpusTscAgreesWithTheOneThatWasSet)
     EXPECT_EQ(first.tsc_offset(), second.tsc_offset());
 }
 
-TEST(VcpuClock, AGuestWithoutKvmclockCannotBeToldThatItStopped)
+TEST_P(VcpuClock, AGuestWithoutKvmclockCannotBeToldThatItStopped)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu vcpu = guest.vcpu();
     EXPECT_EQ(vcpu.notify_guest_stopped().error().errno_value(), EINVAL);
     constexpr std::uint32_t system_time = 0x4b56'4d01;
@@ -221,9 +224,12 @@ TEST_P(TscRate, WhatNoCounterCanDoIsRefused)
     EXPECT_LE(seen, x86::read_host_tsc() + vcpu.tsc_offset());
 }
 
-TEST(MachineCheck, WhatIsSetUpIsWhatTheGuestSees)
+class MachineChecks : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, MachineChecks, test::engines, test::engine_name);
+
+TEST_P(MachineChecks, WhatIsSetUpIsWhatTheGuestSees)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu vcpu = guest.vcpu();
     EXPECT_EQ(vcpu.setup_mce(0).error().errno_value(), EINVAL);
     EXPECT_EQ(vcpu.setup_mce(33).error().errno_value(), EINVAL);
@@ -237,18 +243,18 @@ TEST(MachineCheck, WhatIsSetUpIsWhatTheGuestSees)
     EXPECT_EQ(vcpu.inject_mce({.status = 0, .bank = 0}).error().errno_value(), EINVAL);
 }
 
-TEST(MachineCheck, ACorrectedErrorIsRecorded)
+TEST_P(MachineChecks, ACorrectedErrorIsRecorded)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu vcpu = guest.vcpu();
     vcpu.inject_mce({.status = valid_error | 5U, .addr = 0x1000, .misc = 2, .bank = 0}).value();
     EXPECT_EQ(vcpu.msr(mc0_status).value(), valid_error | 5U);
     EXPECT_EQ(vcpu.msr(mc0_status + 1).value(), 0x1000U);
 }
 
-TEST(MachineCheck, AnUncorrectedOneWithoutAHandlerIsAShutdown)
+TEST_P(MachineChecks, AnUncorrectedOneWithoutAHandlerIsAShutdown)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu vcpu = guest.vcpu();
     guest.place(SmallVm::code_at, {0xf4});
     vcpu.setup_mce(10 | guest.kvm().mce_capabilities()).value();
@@ -257,9 +263,9 @@ TEST(MachineCheck, AnUncorrectedOneWithoutAHandlerIsAShutdown)
     EXPECT_TRUE(vcpu.run().value().is<Halt>());
 }
 
-TEST(MachineCheck, AnUncorrectedOneRaisesMc)
+TEST_P(MachineChecks, AnUncorrectedOneRaisesMc)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu vcpu = guest.vcpu();
     vcpu.setup_mce(10 | guest.kvm().mce_capabilities()).value();
     x86::Sregs sregs = vcpu.sregs();
@@ -273,9 +279,12 @@ TEST(MachineCheck, AnUncorrectedOneRaisesMc)
     EXPECT_EQ(vcpu.msr(mcg_status).value(), 5U);
 }
 
-TEST(RunState, TellsWhatKvmRunTells)
+class RunStates : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, RunStates, test::engines, test::engine_name);
+
+TEST_P(RunStates, TellsWhatKvmRunTells)
 {
-    SmallVm guest;
+    SmallVm guest{engine()};
     Vcpu vcpu = guest.vcpu();
     guest.place(SmallVm::code_at, {0xfb, 0x90, 0xf4});  // sti; nop; hlt
     EXPECT_FALSE(vcpu.run_state().if_flag);
@@ -289,9 +298,12 @@ TEST(RunState, TellsWhatKvmRunTells)
     EXPECT_EQ(state.apic_base, 0xfee0'0900U);
 }
 
-TEST(BootCpu, TheOneChosenIsTheBootstrapProcessor)
+class BootCpu : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, BootCpu, test::engines, test::engine_name);
+
+TEST_P(BootCpu, TheOneChosenIsTheBootstrapProcessor)
 {
-    SmallVm guest{Engine::Soft, SmallVm::Irqchip::Full};
+    SmallVm guest{engine(), SmallVm::Irqchip::Full};
     guest.vm().set_boot_cpu_id(1).value();
     const Vcpu other = guest.vcpu(0);
     const Vcpu boot = guest.vcpu(1);
@@ -305,9 +317,12 @@ TEST(BootCpu, TheOneChosenIsTheBootstrapProcessor)
 std::optional<Vcpu::Kicker> handlers_kicker;
 std::atomic<bool> handler_ran{false};
 
-TEST(Kicker, WorksInASignalHandlerThatInterruptsTheVcpuItself)
+class Kickers : public test::EveryEngine {};
+INSTANTIATE_TEST_SUITE_P(Engines, Kickers, test::engines, test::engine_name);
+
+TEST_P(Kickers, WorksInASignalHandlerThatInterruptsTheVcpuItself)
 {
-    SmallVm guest{Engine::Soft, SmallVm::Irqchip::Full};
+    SmallVm guest{engine(), SmallVm::Irqchip::Full};
     guest.place(SmallVm::code_at, {0xf4});  // Blocks in run().
     Vcpu vcpu = guest.vcpu();
     handlers_kicker = vcpu.kicker();

@@ -557,6 +557,17 @@ TEST(VcpuErrno, InterruptsAndState)
     EXPECT_EQ(call(guest.vcpu(), KVM_NMI), 0);
     EXPECT_EQ(call(guest.vcpu(), KVM_SMI), 0) << "ENOTTY where there is no KVM_CAP_X86_SMM";
     EXPECT_EQ(call(guest.vcpu(), KVM_KVMCLOCK_CTRL), -EINVAL);
+    kvm_tpr_access_ctl control{};
+    control.enabled = 1;
+    EXPECT_EQ(call(guest.vcpu(), KVM_TPR_ACCESS_REPORTING, &control), 0);
+    control.flags = 1;
+    EXPECT_EQ(call(guest.vcpu(), KVM_TPR_ACCESS_REPORTING, &control), -EINVAL);
+    kvm_vapic_addr word{0x2000};
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VAPIC_ADDR, &word), 0);
+    word.vapic_addr = 0x7000'0000;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VAPIC_ADDR, &word), -EINVAL);
+    word.vapic_addr = 0;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_VAPIC_ADDR, &word), 0);
     EXPECT_GT(call(guest.vcpu(), KVM_GET_TSC_KHZ), 1000);
     EXPECT_EQ(call(guest.vcpu(), KVM_SET_TSC_KHZ, 0UL), 0);
     const bool scales = call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) != 0;

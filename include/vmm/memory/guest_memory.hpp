@@ -186,6 +186,23 @@ public:
         return guest_copy_in(to, std::as_bytes(std::span{&value, 1}));
     }
 
+    /// Puts `value` at `at` and gives what was there, in one step that no locked instruction of the
+    /// guest comes between; nothing if no slot has it.  Read-only slots too.
+    [[nodiscard]] std::optional<std::uint8_t> exchange(Gpa at, std::uint8_t value) const noexcept
+    {
+        const auto table = table_->read();
+        const std::uint64_t gfn = at.value() >> page_bits;
+        const Slot* slot = table.find(gfn, address_space_);
+        if (slot == nullptr) {
+            return std::nullopt;
+        }
+        std::byte* const byte = slot->host + (at.value() - (slot->base_gfn << page_bits));
+        const std::uint8_t before = __atomic_exchange_n(
+            static_cast<std::uint8_t*>(static_cast<void*>(byte)), value, __ATOMIC_SEQ_CST);
+        slot->mark_dirty(gfn);
+        return before;
+    }
+
     /// The host memory behind `range`, if one slot has all of it: for the back-ends of devices,
     /// which hand it to the kernel (`readv`).
     ///

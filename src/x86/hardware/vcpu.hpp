@@ -68,6 +68,7 @@ public:
     const EngineExit& enter() noexcept override;
     bool complete_pending() noexcept override;
     void request_exit() noexcept override;
+    std::uint64_t instruction_rip() noexcept override { return emulator_->instruction_rip(); }
     bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override;
     std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override;
 

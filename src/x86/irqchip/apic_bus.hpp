@@ -57,6 +57,14 @@ public:
     virtual void end_of_interrupt(std::uint32_t apic_id,
                                   std::uint8_t vector,
                                   bool level_triggered) noexcept = 0;
+
+    /// Whether the end of an edge-triggered interrupt of this vector may matter to it.  Takes no
+    /// lock.
+    [[nodiscard]] virtual bool needs_eoi(std::uint8_t vector) const noexcept
+    {
+        static_cast<void>(vector);
+        return true;
+    }
 };
 
 /// The set of local APICs, and delivery to those that a message is for.
@@ -93,6 +101,11 @@ public:
     void end_of_interrupt(std::uint32_t apic_id, std::uint8_t vector, bool level) noexcept
     {
         listener_.end_of_interrupt(apic_id, vector, level);
+    }
+
+    [[nodiscard]] bool needs_eoi(std::uint8_t vector) const noexcept
+    {
+        return listener_.needs_eoi(vector);
     }
 
     /// Whether the PIC's INTR output is up.

@@ -99,10 +99,7 @@ int IoApic::service_locked(std::uint32_t pin) noexcept
 
 std::uint32_t IoApic::end_of_interrupt(std::uint8_t vector, bool level_triggered) noexcept
 {
-    // Acquire: pairs with the release in update_vectors_locked(); an interrupt that went out has
-    // its vector in the set.
-    if (!has(vectors_[vector / 64U].load(std::memory_order_acquire),
-             std::uint64_t{1} << (vector % 64U))) {
+    if (!has_vector(vector)) {
         return 0;
     }
     const std::lock_guard lock{mutex_};

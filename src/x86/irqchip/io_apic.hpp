@@ -43,6 +43,15 @@ public:
 
     /// @return the pins, a bit each, whose interrupt has ended.
     std::uint32_t end_of_interrupt(std::uint8_t vector, bool level_triggered) noexcept;
+    /// Whether an entry of the redirection table has this vector.  Takes no lock.
+    [[nodiscard]] bool has_vector(std::uint8_t vector) const noexcept
+    {
+        constexpr unsigned bits = 64;
+        // Acquire: pairs with the release in update_vectors_locked(); an interrupt that went out
+        // has its vector in the set.
+        return (vectors_[vector / bits].load(std::memory_order_acquire) >> vector % bits & 1U) !=
+               0U;
+    }
 
     /// The register window; any offset and size is answered.
     void read(std::uint64_t offset, std::span<std::byte> data) noexcept;

@@ -159,6 +159,10 @@ private:
     void end_of_interrupt(std::uint32_t apic_id,
                           std::uint8_t vector,
                           bool level_triggered) noexcept override;
+    [[nodiscard]] bool needs_eoi(std::uint8_t vector) const noexcept override
+    {
+        return io_apic_ != nullptr && io_apic_->has_vector(vector);
+    }
     void pic_output_rose() noexcept override;
     void pic_acknowledged(std::uint16_t pins) noexcept override;
     int set_pin(const GsiRoute& route, unsigned source, bool level) noexcept;

@@ -193,6 +193,10 @@ bool LocalApic::update_locked() noexcept
     const int requested = highest_locked(Reg::Irr);
     const bool deliverable = hardware_enabled() && requested >= 0 &&
                              (static_cast<std::uint32_t>(requested) & 0xf0U) > (ppr & 0xf0U);
+    const bool in_service = highest_locked(Reg::Isr) >= 0;
+    if (in_service_.load(std::memory_order_relaxed) != in_service) {
+        in_service_.store(in_service, std::memory_order_relaxed);
+    }
     const std::uint32_t lint0 = reg(Reg::LvtLint0);
     const bool accepts_pic = !hardware_enabled() || ((lint0 & apic::lvt_masked) == 0U &&
                                                      (lint0 & 0x700U) == apic::lint0_ext_int);
@@ -218,7 +222,10 @@ bool LocalApic::update_locked() noexcept
     if (accepted_pic != accepts_pic) {
         accepts_pic_.store(accepts_pic);
     }
-    return (!was_deliverable && deliverable) || (!accepted_pic && accepts_pic && bus_.pic_output());
+    // What has ended without a word may hold it back only as far as is known here.
+    const bool may_be_deliverable = end_is_offered_ && requested >= 0;
+    return may_be_deliverable || (!was_deliverable && deliverable) ||
+           (!accepted_pic && accepts_pic && bus_.pic_output());
 }
 
 std::uint8_t LocalApic::tpr() const noexcept
@@ -238,6 +245,51 @@ void LocalApic::set_tpr(std::uint8_t value) noexcept
     if (rose) {
         kick();
     }
+}
+
+bool LocalApic::offer_silent_end() noexcept
+{
+    if (!in_service_.load(std::memory_order_relaxed)) {
+        return false;  // Its vCPU's thread, which asks, would know.
+    }
+    const std::lock_guard lock{mutex_};
+    if (!hardware_enabled() || !software_enabled() || highest_locked(Reg::Irr) >= 0) {
+        return false;
+    }
+    const int highest = highest_locked(Reg::Isr);
+    if (highest < 0) {
+        return false;
+    }
+    const auto vector = static_cast<std::uint8_t>(highest);
+    end_is_offered_ = !test_bit_locked(Reg::Tmr, vector) && !bus_.needs_eoi(vector);
+    return end_is_offered_;
+}
+
+void LocalApic::take_back_end(bool ended) noexcept
+{
+    Effects effects;
+    {
+        const std::lock_guard lock{mutex_};
+        end_is_offered_ = false;
+        if (ended) {
+            end_of_interrupt_locked(effects);
+        }
+        effects.kick = update_locked();
+    }
+    perform(effects);
+}
+
+std::optional<std::uint32_t> LocalApic::vapic_word() const noexcept
+{
+    const std::lock_guard lock{mutex_};
+    if (!hardware_enabled()) {
+        return std::nullopt;
+    }
+    const auto or_none = [](int vector) {
+        return vector < 0 ? 0U : static_cast<std::uint32_t>(vector);
+    };
+    return (reg(Reg::Tpr) & 0xffU) | (or_none(highest_locked(Reg::Isr)) & 0xf0U) << 8U |
+           or_none(highest_locked(Reg::Irr)) << 24U;
 }
 
 std::optional<std::uint8_t> LocalApic::acknowledge() noexcept

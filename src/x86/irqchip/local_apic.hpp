@@ -136,6 +136,16 @@ public:
         set_tpr(static_cast<std::uint8_t>((value & 0xfU) << 4U));
     }
 
+    /// Whether nobody needs to know when the interrupt in service ends, but for this APIC itself:
+    /// there is one, nothing else is requested, and no I/O APIC has its vector.  If so the guest
+    /// may end it without a word, until `take_back_end()`; what is requested meanwhile kicks,
+    /// whatever its priority.
+    [[nodiscard]] bool offer_silent_end() noexcept;
+    /// @param ended  The guest has ended it: as a write to the EOI register.
+    void take_back_end(bool ended) noexcept;
+    /// KVM_SET_VAPIC_ADDR: what the guest is shown; nothing while the APIC is disabled.
+    [[nodiscard]] std::optional<std::uint32_t> vapic_word() const noexcept;
+
     /// RESET.
     void reset() noexcept;
     /// INIT: all but the APIC id and IA32_APIC_BASE.
@@ -274,6 +284,8 @@ private:
     std::uint32_t pending_errors_{};  // What the next write to ESR will show.
     TscClock tsc_;
 
+    bool end_is_offered_{};  // `offer_silent_end()` said so.
+
     TimerMode timer_mode_{};
     bool timer_active_{};
     std::uint64_t timer_target_ns_{};
@@ -282,6 +294,7 @@ private:
     // For readers without the lock; written under it.
     std::atomic<bool> deliverable_{};
     std::atomic<bool> accepts_pic_{};
+    std::atomic<bool> in_service_{};  // Some interrupt is.
     std::atomic<std::uint64_t> page_{default_base};
     std::atomic<int> ended_{-1};  // The vector that the vCPU leaves for.
     std::atomic<std::uint32_t> match_id_{};

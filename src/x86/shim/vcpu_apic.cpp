@@ -62,25 +62,18 @@ long set_mp_state(VcpuFile& file, const kvm_mp_state& wanted)
     return result_of(file.vcpu().set_mp_state(static_cast<x86::MpState>(wanted.mp_state)));
 }
 
-/// A page in which guest and KVM share the task priority, for guests whose code was patched to use
-/// it.  KVM_CAP_VAPIC is not offered; 0 means "none", which every client may say.
 long set_vapic_addr(VcpuFile& file, const kvm_vapic_addr& wanted)
 {
-    if (!file.vm().has_irqchip) {
-        return -EINVAL;
-    }
-    if (wanted.vapic_addr != 0) {
-        log(LogLevel::Warning, "KVM_SET_VAPIC_ADDR: a shared page for the task priority is not "
-                               "offered (KVM_CAP_VAPIC is 0)");
-        return -EINVAL;
-    }
-    return 0;
+    return result_of(file.vcpu().set_vapic_address(Gpa{wanted.vapic_addr}));
 }
 
-/// Belongs to the above.
-long tpr_access_reporting(VcpuFile& /*file*/, unsigned long /*argument*/)
+long tpr_access_reporting(VcpuFile& file, kvm_tpr_access_ctl& control)
 {
-    return -EINVAL;
+    if (control.flags != 0) {
+        return -EINVAL;
+    }
+    file.vcpu().report_tpr_accesses(control.enabled != 0);
+    return 0;
 }
 
 constexpr Row<VcpuFile> rows[] = {
@@ -89,7 +82,7 @@ constexpr Row<VcpuFile> rows[] = {
     {KVM_GET_MP_STATE, "KVM_GET_MP_STATE", writes<get_mp_state>},
     {KVM_SET_MP_STATE, "KVM_SET_MP_STATE", reads<set_mp_state>},
     {KVM_SET_VAPIC_ADDR, "KVM_SET_VAPIC_ADDR", reads<set_vapic_addr>},
-    {KVM_TPR_ACCESS_REPORTING, "KVM_TPR_ACCESS_REPORTING", tpr_access_reporting},
+    {KVM_TPR_ACCESS_REPORTING, "KVM_TPR_ACCESS_REPORTING", updates<tpr_access_reporting>},
 };
 
 }  // namespace

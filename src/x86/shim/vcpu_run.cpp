@@ -181,6 +181,13 @@ long VcpuFile::show(kvm_run& area, const Exit& exit)
                        area.hypercall.longmode = e.long_mode ? 1 : 0;
                        return 0L;
                    },
+                   [&](const TprAccess& e) {
+                       area.exit_reason = KVM_EXIT_TPR_ACCESS;
+                       area.tpr_access = {};
+                       area.tpr_access.rip = e.rip.value();
+                       area.tpr_access.is_write = e.is_write ? 1 : 0;
+                       return 0L;
+                   },
                    [&](const Debug& e) {
                        area.exit_reason = KVM_EXIT_DEBUG;
                        area.debug.arch = {};

@@ -106,6 +106,8 @@ public:
         return done;
     }
 
+    std::uint64_t instruction_rip() noexcept override { return cpu_.instruction_rip(); }
+
     void request_exit() noexcept override
     {
         cpu_.requests.fetch_or(request::exit, std::memory_order_seq_cst);
