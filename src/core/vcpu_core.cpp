@@ -230,7 +230,8 @@ Result<Exit> VcpuCore::run() noexcept
             block();
             continue;
         }
-        if (std::exchange(shutdown_, false)) {
+        if (shutdown_) [[unlikely]] {
+            shutdown_ = false;
             left = Exit{Shutdown{}, this};
             return result;
         }
@@ -239,7 +240,8 @@ Result<Exit> VcpuCore::run() noexcept
             return result;
         }
         choose_event();
-        if (std::exchange(flushes_tlb_, false)) [[unlikely]] {
+        if (flushes_tlb_) [[unlikely]] {
+            flushes_tlb_ = false;
             engine_->flush_tlb();
         }
         if (lapic_ != nullptr) {

@@ -58,9 +58,10 @@ struct Tlb {
     std::array<TlbEntry, entry_count> entries{};
     /// Of the page in the tables; an entry covers 4 KiB of it.
     std::array<std::uint8_t, entry_count> page_shifts{};
-    Bitmap used{};    ///< Entries with a valid `read_tag`: flushes look at no others.
-    Bitmap global{};  ///< Of the used ones.
-    Bitmap large{};   ///< Of the used ones, parts of pages larger than 4 KiB.
+    Bitmap used{};               ///< Entries with a valid `read_tag`: flushes look at no others.
+    std::uint64_t used_words{};  ///< Bit n is clear: word n of `used` is 0.
+    Bitmap global{};             ///< Of the used ones.
+    Bitmap large{};              ///< Of the used ones, parts of pages larger than 4 KiB.
 };
 
 /// `PhysicalMemory::page()` remembered, until the slots change.

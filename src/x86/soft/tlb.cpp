@@ -14,13 +14,18 @@ namespace vmm::x86::soft {
 
 namespace {
 
-/// Calls `action` with the index of each entry in `choose(word number)`.
+/// Calls `action` with the index of each used entry in `choose(word number)`.
 template <typename Choose, typename Action>
-void for_each_entry(const Choose& choose, const Action& action)
+void for_each_entry(Tlb& tlb, const Choose& choose, const Action& action)
 {
-    for (std::size_t word = 0; word < Tlb::entry_count / 64; ++word) {
+    static_assert(Tlb::entry_count / 64 <= 64, "used_words has a bit for each word");
+    for (std::uint64_t words = tlb.used_words; words != 0; words &= words - 1) {
+        const auto word = static_cast<std::size_t>(std::countr_zero(words));
         for (std::uint64_t left = choose(word); left != 0; left &= left - 1) {
             action(word * 64 + static_cast<unsigned>(std::countr_zero(left)));
+        }
+        if (tlb.used[word] == 0) {
+            tlb.used_words &= ~(std::uint64_t{1} << word);
         }
     }
 }
@@ -41,8 +46,9 @@ void drop(Tlb& tlb, std::size_t index) noexcept
 void drop_non_global(Cpu& cpu) noexcept
 {
     for (Tlb& tlb : cpu.tlbs) {
-        for_each_entry([&](std::size_t word) { return tlb.used[word] & ~tlb.global[word]; },
-                       [&](std::size_t index) { drop(tlb, index); });
+        for_each_entry(
+            tlb, [&](std::size_t word) { return tlb.used[word] & ~tlb.global[word]; },
+            [&](std::size_t index) { drop(tlb, index); });
     }
 }
 
@@ -95,6 +101,7 @@ void fill_tlb(Cpu& cpu,
     entry.host = reinterpret_cast<std::uintptr_t>(host);
     tlb.page_shifts[index] = result.page_shift;
     set_bit(tlb.used, index, true);
+    tlb.used_words |= std::uint64_t{1} << (index / 64);
     set_bit(tlb.global, index, result.global);
     set_bit(tlb.large, index, result.page_shift > 12);
 }
@@ -102,8 +109,9 @@ void fill_tlb(Cpu& cpu,
 void flush_tlb_all(Cpu& cpu) noexcept
 {
     for (Tlb& tlb : cpu.tlbs) {
-        for_each_entry([&](std::size_t word) { return tlb.used[word]; },
-                       [&](std::size_t index) { drop(tlb, index); });
+        for_each_entry(
+            tlb, [&](std::size_t word) { return tlb.used[word]; },
+            [&](std::size_t index) { drop(tlb, index); });
     }
     cpu.fetch_tlb.flush_all();
     // CR3 may be another one by now.
@@ -154,13 +162,14 @@ void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept
     for (Tlb& tlb : cpu.tlbs) {
         drop(tlb, (linear >> 12U) % Tlb::entry_count);
         // Other 4 KiB parts of the large page that holds `linear` go with it.
-        for_each_entry([&](std::size_t word) { return tlb.used[word] & tlb.large[word]; },
-                       [&](std::size_t index) {
-                           const std::uint64_t tag = tlb.entries[index].read_tag;
-                           if ((tag ^ linear) >> tlb.page_shifts[index] == 0) {
-                               drop(tlb, index);
-                           }
-                       });
+        for_each_entry(
+            tlb, [&](std::size_t word) { return tlb.used[word] & tlb.large[word]; },
+            [&](std::size_t index) {
+                const std::uint64_t tag = tlb.entries[index].read_tag;
+                if ((tag ^ linear) >> tlb.page_shifts[index] == 0) {
+                    drop(tlb, index);
+                }
+            });
     }
     cpu.fetch_tlb.flush_page(linear);
     forget_mmio(cpu);
@@ -176,13 +185,14 @@ void drop_write_translations(Cpu& cpu, const std::byte* host_page) noexcept
     // SAFETY: compared only.
     const auto host = reinterpret_cast<std::uintptr_t>(host_page);
     for (Tlb& tlb : cpu.tlbs) {
-        for_each_entry([&](std::size_t word) { return tlb.used[word]; },
-                       [&](std::size_t index) {
-                           TlbEntry& entry = tlb.entries[index];
-                           if (entry.host == host) {
-                               entry.write_tag = Tlb::invalid_tag(index);
-                           }
-                       });
+        for_each_entry(
+            tlb, [&](std::size_t word) { return tlb.used[word]; },
+            [&](std::size_t index) {
+                TlbEntry& entry = tlb.entries[index];
+                if (entry.host == host) {
+                    entry.write_tag = Tlb::invalid_tag(index);
+                }
+            });
     }
 }
 
@@ -190,7 +200,7 @@ void drop_write_translations(Cpu& cpu) noexcept
 {
     for (Tlb& tlb : cpu.tlbs) {
         for_each_entry(
-            [&](std::size_t word) { return tlb.used[word]; },
+            tlb, [&](std::size_t word) { return tlb.used[word]; },
             [&](std::size_t index) { tlb.entries[index].write_tag = Tlb::invalid_tag(index); });
     }
 }
