@@ -184,5 +184,12 @@ TEST_F(OracleRegression, PauseExchangesNothing)
     expect_agreement("code=f3664f90 r8=0x10");
 }
 
+/// Exact, and not flushed to zero by MXCSR.FTZ: tiny all the same.
+TEST_F(OracleRegression, HalfPrecisionUnderflow)
+{
+    expect_agreement("code=c4e37d1ddbcd sequence=1 mxcsr=0x5c4 "
+                     "ymm3=0000000000000000000000000000103800000000000000000000000000000000");
+}
+
 }  // namespace
 }  // namespace vmm::oracle

@@ -58,6 +58,55 @@ struct Saved {
     void restore() const noexcept { std::memcpy(where, bytes.data(), size); }
 };
 
+// What Op::vvvv says of VCVTPS2PH, which has no such register: the marks, and above the two bits of
+// its own rounding mode.
+constexpr std::uint8_t to_half = 0x80;
+constexpr std::uint8_t to_half_long = 0x08;      ///< Of eight values, not of four.
+constexpr std::uint8_t to_half_by_mxcsr = 0x04;  ///< Rounds as MXCSR says.
+
+/// Whether a single-precision value is tiny as a half-precision one: rounded to 11 bits, as if
+/// exponents had no end, less than 2^-14 and not 0.
+bool is_tiny_as_half(std::uint32_t value, unsigned rounding, bool denormals_are_zeros) noexcept
+{
+    constexpr std::uint32_t least_normal_single = 0x0080'0000;
+    constexpr std::uint32_t half_of_least_normal_half = 0x3800'0000;
+    constexpr std::uint32_t least_normal_half = 0x3880'0000;
+    constexpr std::uint32_t kept = 0x007f'e000;
+    constexpr std::uint32_t lost = 0x1fff;
+    const std::uint32_t magnitude = value & 0x7fff'ffffU;
+    const bool is_negative = magnitude != value;
+    if (magnitude == 0 || (denormals_are_zeros && magnitude < least_normal_single) ||
+        magnitude >= least_normal_half) {
+        return false;
+    }
+    if (magnitude < half_of_least_normal_half || (magnitude & kept) != kept) {
+        return true;
+    }
+    // Rounded up it is 2^-14.  A tie goes up: what is kept is odd.
+    switch (rounding) {
+    case 0: return (magnitude & lost) <= lost / 2;
+    case 1: return !is_negative || (magnitude & lost) == 0;
+    case 2: return is_negative || (magnitude & lost) == 0;
+    default: return true;
+    }
+}
+
+bool is_any_tiny_as_half(const Op& op, const std::byte* source, std::uint32_t mxcsr) noexcept
+{
+    constexpr std::uint32_t denormals_are_zeros = 1U << 6U;
+    const unsigned rounding =
+        (op.vvvv & to_half_by_mxcsr) != 0 ? (mxcsr >> 13U) & 3U : op.vvvv & 3U;
+    const std::size_t count = (op.vvvv & to_half_long) != 0 ? 8 : 4;
+    for (std::size_t i = 0; i < count; ++i) {
+        std::uint32_t value = 0;
+        std::memcpy(&value, source + i * sizeof value, sizeof value);
+        if (is_tiny_as_half(value, rounding, (mxcsr & denormals_are_zeros) != 0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 }  // namespace
 
 /// With an exception unmasked the result may have to be thrown away.  Runs with everything masked
@@ -77,7 +126,12 @@ std::uint64_t run_unmasked(Cpu& cpu, const Op* op, std::byte* rm, bool is_memory
     };
     std::uint32_t control = (guest & ~mxcsr_flags) | mxcsr_masks;
     std::uint32_t tiny = 0;
-    if ((guest & underflow_mask) == 0) {
+    if ((op->vvvv & to_half) != 0) {
+        // Nothing is flushed to zero here.
+        const bool is_underflow =
+            (guest & underflow_mask) == 0 && is_any_tiny_as_half(*op, reg.where, guest);
+        tiny = is_underflow ? underflow : 0U;
+    } else if ((guest & underflow_mask) == 0) {
         // Masked, a tiny result that is exact is no underflow; unmasked it is, and so it is if it
         // would be flushed to zero, which it is if masked only.
         run_with(control | flush_to_zero);
@@ -472,6 +526,12 @@ Handler select_vector(const Insn& insn, const SelectContext& context, Op& op)
     }
     op.extra = alignment_of(insn, *line);
     const bool fp = (line->flags & vector_flag::fp) != 0;
+    if (is_half_conversion(insn) && insn.map == OpcodeMap::Map0F3A) {
+        using namespace native_detail;
+        const unsigned rounding = static_cast<unsigned>(insn.immediate) & (to_half_by_mxcsr | 3U);
+        op.vvvv = static_cast<std::uint8_t>(to_half | rounding |
+                                            (insn.vex_l != 0 ? to_half_long : std::uint8_t{0}));
+    }
     if (is_half_conversion(insn) && memory != MemoryUse::None) {
         return with_thunk(op, spec,
                           memory == MemoryUse::Load ? &convert_half<MemoryUse::Load>
