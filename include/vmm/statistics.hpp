@@ -61,9 +61,9 @@ using TimeHistogram = std::array<std::uint64_t, 32>;
 
 /// The exits of one kind.
 ///
-/// The time is what passes until the guest goes on: in the library, and in the caller.  But on
-/// `kvm`, one access in some 64 is timed, at random, since reading a clock is a good part of what
-/// an exit costs; all other exits are timed each.
+/// The time is what passes until the guest goes on: in the library, and in the caller.  On `soft`,
+/// `svm` and `vmx`, where reading a clock is a good part of what an exit costs, one access in some
+/// 64 is timed, at random; all other exits, those of `kvm` and those in lockstep are timed each.
 struct ExitStatistics {
     ExitKind kind{};
     std::uint64_t count{};

@@ -265,9 +265,8 @@ public:
     /// @return EINVAL for others, or any on an engine that cannot (`Capability::ExitHypercall`).
     Result<void> set_hypercall_exits(std::uint64_t calls);
 
-    /// KVM_CAP_DISABLE_QUIRKS2: turns these of KVM's quirks off, and all others on, from the next
-    /// instruction of each vCPU on; after `set_cpuid` and before the first run is best.  None is
-    /// off at first.
+    /// KVM_CAP_DISABLE_QUIRKS2: turns these of KVM's quirks (`x86::quirk`, vmm/x86/quirk.hpp) off,
+    /// and all others on; best before the first vCPU runs.  None is off at first.  Any thread.
     ///
     /// @return EINVAL for a bit that is not in `check_extension(Capability::DisableQuirks2)`.
     Result<void> disable_quirks(std::uint64_t quirks);

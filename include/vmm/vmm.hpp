@@ -13,3 +13,4 @@
 #include "vmm/vcpu.hpp"
 #include "vmm/vm.hpp"
 #include "vmm/vm_device.hpp"
+#include "vmm/x86/quirk.hpp"

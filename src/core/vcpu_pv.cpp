@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// @file
-/// KVM's paravirtual features of a vCPU, beside kvmclock.
+/// KVM's paravirtual features of a vCPU: hypercalls, kvmclock, stolen time, its APIC's shared
+/// words.
 
 #include <array>
+#include <chrono>
 #include <cstddef>
+#include <thread>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -15,6 +19,8 @@
 namespace vmm::core {
 namespace {
 
+using x86::StateGroup;
+
 Gpa preempted_byte(Gpa steal_time) noexcept
 {
     return Gpa{steal_time.value() + offsetof(x86::StealTime, preempted)};
@@ -24,7 +30,7 @@ Gpa preempted_byte(Gpa steal_time) noexcept
 
 bool VcpuCore::has_pv_feature(x86::CpuidFeature feature) noexcept
 {
-    return !enforces_pv_features_ || state(x86::StateGroup::None).cpuid.has(feature);
+    return !enforces_pv_features_ || state(StateGroup::None).cpuid.has(feature);
 }
 
 bool VcpuCore::access_pv_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
@@ -69,7 +75,7 @@ void VcpuCore::update_steal_time() noexcept
     const auto but_preempted = [&] {
         // Another vCPU may be writing that byte.
         constexpr std::size_t at_preempted = offsetof(x86::StealTime, preempted);
-        return vm_->write_memory(*at, bytes.first(at_preempted));
+        return vm_->write_for_guest(*at, bytes.first(at_preempted));
     };
     static_cast<void>(but_preempted());
     time.steal_ns += delay - std::exchange(stolen_ns_, delay);
@@ -109,12 +115,13 @@ void VcpuCore::share_lapic() noexcept
 {
     if (const std::optional<Gpa> at = pv_.silent_eoi(); at && lapic_->offer_silent_end()) {
         constexpr std::array set{std::byte{1}};
-        static_cast<void>(vm_->write_memory(*at, set));
+        static_cast<void>(vm_->write_for_guest(*at, set));
         eoi_is_shared_ = true;
     }
     if (vapic_word_.value() != 0U) [[unlikely]] {
         if (const auto word = lapic_->vapic_word()) {
-            static_cast<void>(vm_->write_memory(vapic_word_, std::as_bytes(std::span{&*word, 1})));
+            static_cast<void>(
+                vm_->write_for_guest(vapic_word_, std::as_bytes(std::span{&*word, 1})));
         }
     }
 }
@@ -130,7 +137,7 @@ void VcpuCore::take_back_lapic() noexcept
         if (at && !ended) {
             // It is still in service, and the guest's next EOI is one to be seen.
             constexpr std::array clear{std::byte{0}};
-            static_cast<void>(vm_->write_memory(*at, clear));
+            static_cast<void>(vm_->write_for_guest(*at, clear));
         }
         lapic_->take_back_end(ended);
     }
@@ -167,6 +174,133 @@ void VcpuCore::note_lapic_access(std::uint64_t offset, std::size_t size, bool is
     if (is_write ? within == 0U && size == whole : within + size <= whole) {
         tpr_access_ = TprAccess{Gva{engine_->instruction_rip()}, is_write};
         engine_->request_exit();
+    }
+}
+
+// --- Hypercalls.
+
+void VcpuCore::hypercall(x86::CpuState& cpu) noexcept
+{
+    // KVM "Linux KVM Hypercall": EPERM from user mode; of the calls, those whose CPUID bits are
+    // not offered do not exist.
+    constexpr std::uint64_t vapic_poll_irq = 1;
+    constexpr std::uint64_t kick_cpu = 5;
+    constexpr std::uint64_t send_ipi = 10;
+    constexpr std::uint64_t sched_yield = 11;
+    constexpr std::int64_t eperm = -1;
+    constexpr std::int64_t enosys = -1000;
+    const bool is_64 = (cpu.efer & (1U << 10U)) != 0U && cpu.seg[x86::Cs].l != 0U;
+    const std::uint64_t width = is_64 ? ~std::uint64_t{0} : 0xffff'ffffU;
+    const std::uint64_t call = cpu.gpr[x86::Rax] & width;
+    std::int64_t result = enosys;
+    counters_.answered(ExitKind::Hypercall, cpu.gpr[x86::Rax], 0);
+    if (cpu.seg[x86::Ss].dpl != 0U) {
+        result = eperm;
+    } else if (call == VmCore::map_gpa_range && vm_->leaves_for_hypercall(call)) {
+        constexpr std::int64_t einval = -22;
+        constexpr std::uint64_t page_size = 4096;
+        const std::uint64_t gpa = cpu.gpr[x86::Rbx] & width;
+        const std::uint64_t pages = cpu.gpr[x86::Rcx] & width;
+        const std::uint64_t first = gpa / page_size;
+        if (gpa % page_size == 0U && pages != 0U && first + pages > first) {
+            leave_for_hypercall(cpu, is_64);
+            return;
+        }
+        result = einval;
+    } else if (call == vapic_poll_irq) {
+        result = 0;
+    } else if (call == kick_cpu && lapic_ != nullptr &&
+               has_pv_feature(x86::feature::kvm_pv_unhalt)) {
+        vm_->irqchip()->kick_cpu(static_cast<std::uint32_t>(cpu.gpr[x86::Rcx]));
+        result = 0;
+    } else if (call == sched_yield && has_pv_feature(x86::feature::kvm_pv_sched_yield)) {
+        // To whom is the host's affair: its scheduler knows who is preempted.
+        std::this_thread::yield();
+        result = 0;
+    } else if (call == send_ipi && lapic_ != nullptr &&
+               has_pv_feature(x86::feature::kvm_pv_send_ipi)) {
+        result = vm_->irqchip()->send_ipis(
+            {cpu.gpr[x86::Rbx] & width, cpu.gpr[x86::Rcx] & width}, is_64 ? 64U : 32U,
+            static_cast<std::uint32_t>(cpu.gpr[x86::Rdx]), cpu.gpr[x86::Rsi] & width);
+    }
+    cpu.gpr[x86::Rax] =
+        is_64 ? static_cast<std::uint64_t>(result) : static_cast<std::uint32_t>(result);
+}
+
+void VcpuCore::leave_for_hypercall(const x86::CpuState& cpu, bool is_64) noexcept
+{
+    const std::uint64_t width = is_64 ? ~std::uint64_t{0} : 0xffff'ffffU;
+    hypercall_result_ = 0;
+    hypercall_ =
+        Hypercall{cpu.gpr[x86::Rax] & width,
+                  {cpu.gpr[x86::Rbx] & width, cpu.gpr[x86::Rcx] & width, cpu.gpr[x86::Rdx] & width},
+                  is_64,
+                  &hypercall_result_};
+    hypercall_shown_ = false;
+    engine_->request_exit();  // Before the next instruction: a hypercall ends a run of code.
+}
+
+void VcpuCore::finish_hypercall() noexcept
+{
+    x86::CpuState& cpu = state(StateGroup::Registers);
+    cpu.gpr[x86::Rax] =
+        hypercall_->long_mode ? hypercall_result_ : static_cast<std::uint32_t>(hypercall_result_);
+    state_changed(StateGroup::Registers);
+    hypercall_.reset();
+    hypercall_shown_ = false;
+}
+
+// --- kvmclock.
+
+Result<void> VcpuCore::notify_guest_stopped()
+{
+    if (!kvmclock_.is_enabled()) {
+        return Error{std::errc::invalid_argument,
+                     "notify_guest_stopped: the guest has not enabled kvmclock"};
+    }
+    kvmclock_.set_guest_stopped();
+    clock_changed();
+    return success;
+}
+
+void VcpuCore::update_kvmclock() noexcept
+{
+    const auto [host_tsc, ns] = vm_->clock_reference();
+    static_cast<void>(kvmclock_.update(
+        [this](Gpa at, std::span<const std::byte> bytes) {
+            return vm_->write_for_guest(at, bytes);
+        },
+        tsc_ratio_.scale(host_tsc) + state(StateGroup::None).tsc_offset, ns, running_tsc_khz(),
+        true));
+}
+
+bool VcpuCore::access_kvmclock_msr(std::uint32_t index, std::uint64_t& value, bool write) noexcept
+{
+    switch (index) {
+    case x86::msr::kvm_system_time:
+    case x86::msr::kvm_system_time_old:
+        if (write) {
+            kvmclock_.set_system_time(value);
+            update_kvmclock();
+        } else {
+            value = kvmclock_.system_time();
+        }
+        return true;
+    case x86::msr::kvm_wall_clock:
+    case x86::msr::kvm_wall_clock_old:
+        if (write) {
+            const auto now = std::chrono::system_clock::now().time_since_epoch();
+            const auto now_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+            static_cast<void>(kvmclock_.set_wall_clock(
+                [this](Gpa at, std::span<const std::byte> bytes) {
+                    return vm_->write_for_guest(at, bytes);
+                },
+                value, static_cast<std::uint64_t>(now_ns) - vm_->clock_ns()));
+        } else {
+            value = kvmclock_.wall_clock();
+        }
+        return true;
+    default: return false;
     }
 }
 

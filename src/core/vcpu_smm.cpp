@@ -40,7 +40,7 @@ void VcpuCore::enter_smm() noexcept
     const x86::SmmSaveArea saved = x86::save_for_smm(cpu, smbase_);
     // Where there is no memory, nothing is kept, as on a CPU, and RSM will find that out.
     static_cast<void>(
-        vm_->write_memory(Gpa{std::uint64_t{smbase_} + x86::smm_save_offset}, saved, smram));
+        vm_->write_for_guest(Gpa{std::uint64_t{smbase_} + x86::smm_save_offset}, saved, smram));
     smm_inside_nmi_ = std::exchange(cpu.nmi_blocked, true);
     x86::enter_smm(cpu, smbase_);
     state_changed();

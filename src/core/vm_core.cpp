@@ -286,6 +286,17 @@ bool VmCore::write_memory(Gpa to,
     return true;
 }
 
+bool VmCore::write_for_guest(Gpa to,
+                             std::span<const std::byte> from,
+                             std::uint16_t address_space) noexcept
+{
+    if (!memory::GuestMemory{physical_.slots(), address_space}.guest_copy_in(to, from)) {
+        return false;
+    }
+    engine_->memory_written(to, from.size());
+    return true;
+}
+
 std::optional<std::uint8_t> VmCore::exchange_byte(Gpa at, std::uint8_t value) noexcept
 {
     const auto before = memory::GuestMemory{physical_.slots(), 0}.exchange(at, value);

@@ -64,17 +64,22 @@ public:
     [[nodiscard]] bool read_memory(Gpa from,
                                    std::span<std::byte> to,
                                    std::uint16_t address_space = 0) noexcept;
+    /// As the VMM, into read-only slots too.
     [[nodiscard]] bool write_memory(Gpa to,
                                     std::span<const std::byte> from,
                                     std::uint16_t address_space = 0) noexcept;
+    /// As the guest, which has said where: what it cannot write itself is not written for it.
+    [[nodiscard]] bool write_for_guest(Gpa to,
+                                       std::span<const std::byte> from,
+                                       std::uint16_t address_space = 0) noexcept;
 
     [[nodiscard]] bool exists(Gpa at) noexcept
     {
         std::array<std::byte, 1> byte{};
         return read_memory(at, byte);
     }
-    /// Puts a byte into guest memory and gives what was there, in one step; nothing where there is
-    /// no memory.
+    /// Puts a byte into guest memory as the guest and gives what was there, in one step; nothing
+    /// where the guest could not.
     [[nodiscard]] std::optional<std::uint8_t> exchange_byte(Gpa at, std::uint8_t value) noexcept;
 
     Result<void> create_irqchip();

@@ -9,6 +9,8 @@
 #include <system_error>
 #include <thread>
 
+#include <sys/mman.h>
+
 #include "small_vm.hpp"
 
 namespace vmm {
@@ -456,6 +458,35 @@ TEST_P(PvFeatures, HypercallsThatCpuidDoesNotOfferMayBeHidden)
         ASSERT_TRUE(vcpu.run().value().is<PortWrite>());
         EXPECT_EQ(vcpu.regs().rax & 0xffff'ffffU, enosys);
     }
+}
+
+/// Memory that the process itself may not write.
+TEST_P(PvFeatures, NothingIsWrittenIntoReadOnlyMemory)
+{
+    constexpr std::size_t page = 4096;
+    constexpr std::uint64_t rom = 0x100'0000;
+    constexpr std::uint32_t system_time = 0x4b56'4d01;
+    constexpr std::uint32_t wall_clock = 0x4b56'4d00;
+    void* const mapped = ::mmap(nullptr, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(mapped, MAP_FAILED);
+    {
+        SmallVm small{engine(), SmallVm::Irqchip::Full};
+        ASSERT_TRUE(small.vm().set_user_memory_region({.slot = 1,
+                                                       .flags = memory::MemoryFlags::read_only,
+                                                       .guest_phys_addr = Gpa{rom},
+                                                       .size_bytes = page,
+                                                       .host = static_cast<std::byte*>(mapped)}));
+        small.place(SmallVm::code_at, {0xe6, 0x10, 0xeb, 0xfc});  // 1: out %al, $0x10; jmp 1b
+        Vcpu vcpu = small.vcpu();
+        for (const std::uint32_t index : {system_time, wall_clock, steal_time, pv_eoi}) {
+            static_cast<void>(vcpu.set_msr(index, rom | 1U));  // Taken or not, as KVM does.
+        }
+        static_cast<void>(vcpu.set_vapic_address(Gpa{rom}));
+        for (int i = 0; i < 3; ++i) {
+            ASSERT_TRUE(vcpu.run().value().is<PortWrite>());
+        }
+    }
+    ::munmap(mapped, page);
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, PvFeatures, test::engines, test::engine_name);

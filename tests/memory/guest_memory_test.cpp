@@ -61,6 +61,18 @@ TEST_F(GuestMemoryTest, TheGuestDoesNotWriteRomNotEvenInPart)
     EXPECT_EQ(table_.dirty_log(0)->at(0), 0b10U);
 }
 
+TEST_F(GuestMemoryTest, AnExchangedByteIsTheGuestsToWrite)
+{
+    ram_.page(1)[5] = std::byte{7};
+    EXPECT_EQ(memory_.exchange(Gpa{0x2005}, 9), std::optional<std::uint8_t>{7});
+    EXPECT_EQ(ram_.page(1)[5], std::byte{9});
+    EXPECT_EQ(table_.dirty_log(0)->at(0), 0b10U);
+    EXPECT_EQ(memory_.exchange(Gpa{0x3000}, 1), std::nullopt) << "ROM";
+    EXPECT_EQ(rom_.page()[0], std::byte{0});
+    EXPECT_EQ(memory_.exchange(Gpa{0x4000}, 1), std::nullopt) << "no slot";
+    EXPECT_EQ(table_.dirty_log(1)->at(0), 0U);
+}
+
 TEST_F(GuestMemoryTest, WhatIsPartlyNowhereIsRefusedWhole)
 {
     EXPECT_FALSE(memory_.write(Gpa{0x3ffe}, std::uint32_t{~0U}));

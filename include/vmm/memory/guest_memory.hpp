@@ -187,13 +187,13 @@ public:
     }
 
     /// Puts `value` at `at` and gives what was there, in one step that no locked instruction of the
-    /// guest comes between; nothing if no slot has it.  Read-only slots too.
+    /// guest comes between, as the guest itself: nothing if no slot has it or a read-only one.
     [[nodiscard]] std::optional<std::uint8_t> exchange(Gpa at, std::uint8_t value) const noexcept
     {
         const auto table = table_->read();
         const std::uint64_t gfn = at.value() >> page_bits;
         const Slot* slot = table.find(gfn, address_space_);
-        if (slot == nullptr) {
+        if (slot == nullptr || slot->is_read_only()) {
             return std::nullopt;
         }
         std::byte* const byte = slot->host + (at.value() - (slot->base_gfn << page_bits));

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "x86/cpuid_answer.hpp"
+#include "x86/exception_payload.hpp"
 #include "x86/hardware/fields.hpp"
 #include "x86/hardware/vcpu.hpp"
 
@@ -221,19 +222,10 @@ void HardwareVcpu::store_event() noexcept
     field = field.with(F::has_error_code, event.has_error_code);
     words_.error = event.error_code;
     // Hardware injects what it is told to; the exception's registers are the software's.
-    if (event.kind == EventKind::HardwareException && state_.inject != held_event_) {
-        if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
-            state(StateGroup::Segments).cr2 = event.payload;
-            changed_ = changed_ | StateGroup::Segments;
-        } else if (event.vector == static_cast<std::uint8_t>(Vector::DB)) {
-            constexpr std::uint64_t breakpoints = 0xf;
-            CpuState& cpu = state(StateGroup::Debug);
-            if (event.payload != 0) {
-                cpu.dr6 = (cpu.dr6 & ~breakpoints) | Dr6::reset | event.payload;
-            }
-            cpu.dr7 &= ~Dr7::GD.mask;
-            changed_ = changed_ | StateGroup::Debug;
-        }
+    const StateGroup group = state_.inject != held_event_ ? payload_group(event) : StateGroup::None;
+    if (group != StateGroup::None) {
+        apply_payload(state(group), event);
+        changed_ = changed_ | group;
     }
     words_.event = static_cast<std::uint32_t>(field.raw());
 }

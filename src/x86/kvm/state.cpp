@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "x86/exception_payload.hpp"
 #include "x86/kvm/vcpu.hpp"
 #include "x86/msr.hpp"
 #include "x86/tsc.hpp"
@@ -204,22 +205,13 @@ bool KvmVcpu::events_changed() const noexcept
 /// KVM injects what it is told to and leaves the exception's registers to whoever tells it.
 void KvmVcpu::apply_payload() noexcept
 {
-    if (!state_.inject || state_.inject == kvms_event_ ||
-        state_.inject->kind != EventKind::HardwareException) {
+    if (!state_.inject || state_.inject == kvms_event_) {
         return;
     }
-    const Event& event = *state_.inject;
-    if (event.vector == static_cast<std::uint8_t>(Vector::PF)) {
-        state(StateGroup::Segments).cr2 = event.payload;
-        state_changed(StateGroup::Segments);
-    } else if (event.vector == static_cast<std::uint8_t>(Vector::DB)) {
-        constexpr std::uint64_t breakpoints = 0xf;
-        CpuState& cpu = state(StateGroup::Debug);
-        if (event.payload != 0) {
-            cpu.dr6 = (cpu.dr6 & ~breakpoints) | Dr6::reset | event.payload;
-        }
-        cpu.dr7 &= ~Dr7::GD.mask;
-        state_changed(StateGroup::Debug);
+    const Event event = *state_.inject;
+    if (const StateGroup group = payload_group(event); group != StateGroup::None) {
+        x86::apply_payload(state(group), event);
+        state_changed(group);
     }
 }
 

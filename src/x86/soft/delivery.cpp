@@ -6,6 +6,7 @@
 /// SDM Vol. 2A "INT n/INTO/INT3/INT1—Call to Interrupt Procedure" has the checks in their order,
 /// Vol. 3A "Interrupt and Exception Handling" the error codes and the double fault.
 
+#include "x86/exception_payload.hpp"
 #include "x86/soft/descriptor.hpp"
 #include "x86/soft/system.hpp"
 
@@ -386,14 +387,9 @@ void note_exception(Cpu& cpu, const Event& event) noexcept
     if (event.kind != EventKind::HardwareException) {
         return;
     }
-    constexpr std::uint64_t breakpoints = 0xf;
+    apply_payload(cpu, event);
     switch (event.vector) {
-    case static_cast<std::uint8_t>(Vector::PF): cpu.cr2 = event.payload; break;
     case static_cast<std::uint8_t>(Vector::DB):
-        if (event.payload != 0U) {
-            cpu.dr6 = (cpu.dr6 & ~breakpoints) | Dr6::reset | event.payload;
-        }
-        cpu.dr7 &= ~Dr7::GD.mask;
         if ((event.payload & Dr6::BD.mask) != 0U) {
             cpu.rflags |= Rflags::RF.mask;  // A fault, unlike the others.
         }
