@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string_view>
@@ -101,6 +102,7 @@ void compare(vmm::Engine engine, std::string_view name, const std::vector<unsign
     }
     fmt::print("{:5} {:11} {:8.1f} ns, without {:8.1f} ns, ratio {:.4f}\n", vmm::name(engine), name,
                median(with), median(without), median(ratios));
+    std::fflush(stdout);
 }
 
 }  // namespace

@@ -50,5 +50,7 @@ cat "$work/log"
 problem=
 [[ $status -eq 0 ]] || problem="exit status $status"
 grep -q '^all is well' "$work/log" || problem+=" the guest did not come to its end"
+# Another process of the guest may say so while the machine is on its way off.
+! grep -q '^WRONG' "$work/log" || problem+=" $(grep -m1 '^WRONG' "$work/log")"
 report "$seconds s of a disturbed guest with $cpus CPUs" "$problem"
 finish

@@ -39,6 +39,9 @@ struct State {
     vmm::x86::DebugRegs debug;
     vmm::x86::MpState mp;
     vmm::x86::VcpuEvents events;
+    /// When that was.  A TSC that is written back within a second stays in step with the others'
+    /// (KVM's rule); later it would go back by that time, which is no error of the library.
+    std::chrono::steady_clock::time_point taken{std::chrono::steady_clock::now()};
 
     State(vmm::Vcpu& vcpu, const std::vector<std::uint32_t>& indices)
         : regs{vcpu.regs()},
@@ -66,7 +69,10 @@ struct State {
         vcpu.set_fpu(fpu);
         VMM_TRY_VOID(vcpu.set_xsave(xsave));
         for (const auto& [index, value] : msrs) {
-            VMM_TRY_VOID(vcpu.set_msr(index, value));
+            const auto age = std::chrono::steady_clock::now() - taken;
+            if (index != msr_tsc || age < std::chrono::milliseconds{500}) {
+                VMM_TRY_VOID(vcpu.set_msr(index, value));
+            }
         }
         VMM_TRY_VOID(vcpu.set_debug_regs(debug));
         VMM_TRY_VOID(vcpu.set_mp_state(mp));
@@ -402,7 +408,11 @@ void Disturber::rewrite_chips()
         VMM_TRY_VOID(vm.set_io_apic(io_apic));
         VMM_TRY(const irqchip::PitState pit, vm.pit());
         VMM_TRY_VOID(vm.set_pit(pit));
-        vm.set_clock_ns(vm.clock_ns());
+        const auto begin = std::chrono::steady_clock::now();
+        const std::uint64_t clock = vm.clock_ns();
+        if (std::chrono::steady_clock::now() - begin < std::chrono::milliseconds{10}) {
+            vm.set_clock_ns(clock);  // Else this process was stopped, and the clock would go back.
+        }
         return vmm::success;
     };
     if (const auto written = write(); !written) {
