@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include <array>
+#include <random>
+#include <tuple>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include "x86/cpu_state.hpp"
+#include "x86/soft/decoder.hpp"
 #include "x86/soft/insn.hpp"
 
 namespace vmm::x86::soft {
@@ -140,6 +144,18 @@ TEST(Decode, RegistersWithTheirExtensions)
     EXPECT_EQ(stale.operand_size, 2);
 }
 
+/// SDM Vol. 2B "MOV — Move to/from Control Registers": the two bits are ignored.
+TEST(Decode, ControlRegistersMoveFromAndToRegistersWhateverModSays)
+{
+    for (const std::uint8_t opcode : Bytes{0x20, 0x21, 0x22, 0x23}) {
+        for (const std::uint8_t modrm : Bytes{0x04, 0x44, 0x84, 0xc4}) {
+            const Insn insn = good({0x41, 0x0f, opcode, modrm}, CodeSize::Bits64);
+            EXPECT_EQ(insn.rm, 12);
+            EXPECT_FALSE(insn.has_memory);
+        }
+    }
+}
+
 TEST(Decode, VexFields)
 {
     // vpaddd ymm9, ymm10, [r11]
@@ -254,6 +270,74 @@ TEST(Decode, PrefixesAsTheyAre)
     EXPECT_EQ(last.pp, 3);
     EXPECT_EQ(last.isa, Isa::Sse2);
     EXPECT_EQ(good({0x66, 0x0f, 0x58, 0xc1}, CodeSize::Bits64).pp, 1);
+}
+
+bool operator==(const Insn& a, const Insn& b)
+{
+    const auto parts = [](const Insn& insn) {
+        return std::tuple{
+            std::tie(insn.bytes, insn.length, insn.map, insn.opcode, insn.has_modrm, insn.modrm,
+                     insn.mod, insn.reg, insn.rm, insn.group, insn.lock, insn.rep, insn.repne),
+            std::tie(insn.operand_size_override, insn.has_rex, insn.rex_w, insn.vex, insn.vex_l,
+                     insn.vvvv, insn.pp, insn.operand_size, insn.address_size, insn.segment),
+            std::tie(insn.base, insn.index, insn.scale, insn.has_memory, insn.memory_size,
+                     insn.memory_read, insn.memory_write, insn.requires_alignment,
+                     insn.displacement, insn.immediate, insn.immediate2, insn.isa)};
+    };
+    return parts(a) == parts(b);
+}
+
+/// Most are legal: prefixes now and then, and opcodes of all maps.
+Bytes draw(std::mt19937_64& random)
+{
+    constexpr std::array<std::uint8_t, 11> prefixes{0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e,
+                                                    0x64, 0x40, 0x48, 0x41, 0x4f};
+    Bytes bytes;
+    while (random() % 3 == 0) {
+        bytes.push_back(prefixes[random() % prefixes.size()]);
+    }
+    switch (random() % 8) {
+    case 0: bytes.push_back(0x0f); break;
+    case 1: bytes.insert(bytes.end(), {0x0f, 0x38}); break;
+    case 2: bytes.insert(bytes.end(), {0x0f, 0x3a}); break;
+    case 3: bytes.push_back(0xc5); break;
+    case 4:
+        bytes.insert(bytes.end(), {0xc4, static_cast<std::uint8_t>(0xe1 + random() % 3)});
+        break;
+    default: break;
+    }
+    while (bytes.size() < 18) {
+        bytes.push_back(static_cast<std::uint8_t>(random()));
+    }
+    bytes.resize(random() % 4 == 0 ? random() % 19 : 18);
+    return bytes;
+}
+
+TEST(Decode, WhatIsRememberedIsWhatItWouldBeAnew)
+{
+    Decoder decoder;
+    std::mt19937_64 random{1};
+    std::size_t legal = 0;
+    for (int i = 0; i < 100'000; ++i) {
+        Bytes bytes = draw(random);
+        const auto size = CodeSize{static_cast<std::uint8_t>(random() % 3)};
+        // The same again with another tail is what a memory answers.
+        for (int again = 0; again < 3; ++again) {
+            Insn known;
+            Insn anew;
+            const DecodeStatus status =
+                decoder.decode(std::as_bytes(std::span{bytes}), size, known);
+            ASSERT_EQ(status, run(bytes, size, anew)) << ::testing::PrintToString(bytes);
+            if (status == DecodeStatus::Ok) {
+                ASSERT_TRUE(known == anew) << ::testing::PrintToString(bytes);
+                legal += again == 2 ? 1U : 0U;
+            }
+            for (std::size_t at = 4; at < bytes.size(); ++at) {
+                bytes[at] = static_cast<std::uint8_t>(random());
+            }
+        }
+    }
+    EXPECT_GT(legal, 25'000U);
 }
 
 }  // namespace

@@ -410,8 +410,8 @@ public:
             const std::size_t available = std::min(max_length, page_size - at);
             cache_.read_bytes(page_, host_, at, at + available);
             Insn insn;
-            const DecodeStatus status =
-                decode({page_.bytes.data() + at, available}, mode_.context.code_size, insn);
+            const DecodeStatus status = cache_.decoder_.decode({page_.bytes.data() + at, available},
+                                                               mode_.context.code_size, insn);
             if (status == DecodeStatus::Truncated) {
                 if (count_ == 0) {
                     return Outcome::Crossing;
@@ -431,7 +431,7 @@ public:
     void decode_crossing(std::span<const std::byte> bytes, bool single)
     {
         Insn insn;
-        const DecodeStatus status = decode(bytes, mode_.context.code_size, insn);
+        const DecodeStatus status = cache_.decoder_.decode(bytes, mode_.context.code_size, insn);
         start_ = page_size;  // No branch of it is linked.
         if (add(status, insn, single)) {
             finish(0);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "x86/soft/cpu.hpp"
+#include "x86/soft/decoder.hpp"
 #include "x86/soft/op.hpp"
 
 namespace vmm::x86::soft {
@@ -48,6 +49,7 @@ struct Block {
         // SAFETY: BlockCache allocates the operations behind the block.
         return reinterpret_cast<Op*>(this + 1);
     }
+    [[nodiscard]] const Op* ops() const noexcept { return reinterpret_cast<const Op*>(this + 1); }
     /// The block whose first operation this is.
     [[nodiscard]] static Block& of(const Op& first) noexcept
     {
@@ -93,6 +95,7 @@ public:
     [[nodiscard]] const Op* find_known(Cpu& cpu) noexcept;
     /// Makes host code of `block`, which is about to be executed at `cpu.block_rip()`.
     void translate(Cpu& cpu, Block& block);
+    [[nodiscard]] Decoder& decoder() noexcept { return decoder_; }
 
     // --- For the run loop, outside of blocks.
 
@@ -154,6 +157,7 @@ private:
 
     Cpu* cpu_{};
     SoftVm* vm_{};
+    Decoder decoder_;
     std::vector<Block*> buckets_;  ///< A power of two of them.
     std::size_t block_count_{};
     std::unordered_map<std::uint64_t, std::unique_ptr<Page>> pages_;

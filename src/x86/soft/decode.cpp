@@ -3,17 +3,19 @@
 /// @file
 /// Zydis behind `decode()`.
 ///
-/// Zydis says whether the bytes are an instruction, how long it is, what it needs and what it does
-/// to memory; registers, prefixes and the effective address are taken from the bytes here.
+/// Zydis says whether the bytes are an instruction, what it needs, what it does to memory and how
+/// large its immediates are; all of that follows from its bytes up to ModRM (`Shape`).  Registers,
+/// prefixes, the effective address and the immediates are taken from the bytes here.
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include <Zydis/Zydis.h>
 
 #include "x86/cpu_state.hpp"
-#include "x86/soft/insn.hpp"
-#include "x86/soft/undefined_length.hpp"
+#include "x86/soft/decoder.hpp"
+#include "x86/soft/insn_bytes.hpp"
 
 namespace vmm::x86::soft {
 
@@ -187,6 +189,12 @@ struct Extension {
     unsigned b{};
 };
 
+void set_bytes(Insn& insn, std::span<const std::byte> bytes) noexcept
+{
+    insn.bytes = {};
+    std::memcpy(insn.bytes.data(), bytes.data(), insn.length);
+}
+
 struct Prefixes {
     int segment{-1};
     bool address_size{};
@@ -300,101 +308,9 @@ void set_sizes(Insn& insn, const Prefixes& prefixes, CodeSize size) noexcept
     }
 }
 
-/// The memory operand of a ModRM byte.  SDM Vol. 2A tables "16-Bit Addressing Forms with the ModR/M
-/// Byte" and the two after it.
-void set_address(const ZydisDecodedInstruction& raw,
-                 Insn& insn,
-                 const Extension& extension,
-                 CodeSize size) noexcept
-{
-    insn.has_memory = true;
-    insn.displacement = raw.raw.disp.size != 0 ? raw.raw.disp.value : 0;
-    const unsigned rm = raw.raw.modrm.rm;
-    if (insn.address_size == 2) {
-        constexpr std::array<std::uint8_t, 8> bases{Rbx, Rbx, Rbp, Rbp, Rsi, Rdi, Rbp, Rbx};
-        constexpr std::array<std::uint8_t, 8> indices{Rsi,
-                                                      Rdi,
-                                                      Rsi,
-                                                      Rdi,
-                                                      Insn::no_register,
-                                                      Insn::no_register,
-                                                      Insn::no_register,
-                                                      Insn::no_register};
-        insn.base = bases[rm];
-        insn.index = indices[rm];
-        if (rm == 6 && insn.mod == 0) {
-            insn.base = Insn::no_register;
-        }
-        return;
-    }
-    if (rm != 4) {
-        insn.base = static_cast<std::uint8_t>(rm | (extension.b << 3U));
-        if (rm == 5 && insn.mod == 0) {
-            insn.base = size == CodeSize::Bits64 ? Insn::rip : Insn::no_register;
-        }
-        return;
-    }
-    const unsigned index = raw.raw.sib.index | (extension.x << 3U);
-    insn.index = static_cast<std::uint8_t>(index);
-    insn.scale = raw.raw.sib.scale;
-    insn.base = static_cast<std::uint8_t>(raw.raw.sib.base | (extension.b << 3U));
-    if (raw.raw.sib.base == 5 && insn.mod == 0) {
-        insn.base = Insn::no_register;
-    }
-}
-
 bool is_vsib(const Insn& insn) noexcept
 {
     return insn.vex && insn.map == OpcodeMap::Map0F38 && insn.opcode >= 0x90 && insn.opcode <= 0x93;
-}
-
-void set_operands(const ZydisDecodedInstruction& raw,
-                  Insn& insn,
-                  const Extension& extension,
-                  const Prefixes& prefixes,
-                  CodeSize size) noexcept
-{
-    if (insn.has_modrm) {
-        insn.reg = static_cast<std::uint8_t>(insn.group | (extension.r << 3U));
-        if (insn.mod == 3) {
-            insn.rm = static_cast<std::uint8_t>((insn.modrm & 7U) | (extension.b << 3U));
-        } else {
-            set_address(raw, insn, extension, size);
-            // Index 4 is none; vector indices have no such hole.
-            if (insn.address_size != 2 && insn.index == 4 && !is_vsib(insn)) {
-                insn.index = Insn::no_register;
-            }
-        }
-    } else {
-        insn.rm = static_cast<std::uint8_t>((insn.opcode & 7U) | (extension.b << 3U));
-        if (insn.map == OpcodeMap::Primary && insn.opcode >= 0xa0 && insn.opcode <= 0xa3) {
-            insn.has_memory = true;
-            insn.displacement = raw.raw.disp.value;
-            if (insn.address_size == 4) {
-                insn.displacement &= 0xffff'ffff;
-            } else if (insn.address_size == 2) {
-                insn.displacement &= 0xffff;
-            }
-        }
-    }
-    const bool stack = insn.has_memory && (insn.base == Rsp || insn.base == Rbp);
-    insn.segment = stack ? Ss : Ds;
-    if (prefixes.segment >= 0) {
-        insn.segment = static_cast<std::uint8_t>(prefixes.segment);
-    }
-}
-
-void set_immediates(const ZydisDecodedInstruction& raw, Insn& insn) noexcept
-{
-    const auto& first = raw.raw.imm[0];
-    const auto& second = raw.raw.imm[1];
-    if (first.size != 0) {
-        const bool is_signed = first.is_signed != ZYAN_FALSE || first.is_relative != ZYAN_FALSE;
-        insn.immediate = is_signed ? static_cast<std::uint64_t>(first.value.s) : first.value.u;
-    }
-    if (second.size != 0) {
-        insn.immediate2 = static_cast<std::uint16_t>(second.value.u);
-    }
 }
 
 /// What the instruction does to its explicit memory operand, or a string instruction to the first
@@ -491,9 +407,7 @@ bool is_foreign(std::span<const std::byte> bytes, CodeSize size) noexcept
 {
     Insn insn;
     insn.length = static_cast<std::uint8_t>(std::min(bytes.size(), insn.bytes.size()));
-    for (std::size_t i = 0; i < insn.length; ++i) {
-        insn.bytes[i] = std::to_integer<std::uint8_t>(bytes[i]);
-    }
+    set_bytes(insn, bytes);
     const std::size_t at = read_prefixes(insn, size).end;
     if (at + 1 >= insn.length) {
         return false;
@@ -503,41 +417,60 @@ bool is_foreign(std::span<const std::byte> bytes, CodeSize size) noexcept
     return xop || (insn.bytes[at] == 0x0f && ((second & 0xfeU) == 0x78 || second == 0x0f));
 }
 
-}  // namespace
-
-DecodeStatus decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn) noexcept
+/// Registers of ModRM and opcode, and whether there is a memory operand.
+void set_registers(Shape& shape, const Extension& extension) noexcept
 {
-    insn = Insn{};
-    const std::size_t available = std::min(bytes.size(), insn.bytes.size());
-    if (available == 0) {
-        return DecodeStatus::Truncated;
+    Insn& insn = shape.insn;
+    shape.index_extension = static_cast<std::uint8_t>(extension.x << 3U);
+    shape.base_extension = static_cast<std::uint8_t>(extension.b << 3U);
+    if (insn.has_modrm) {
+        insn.reg = static_cast<std::uint8_t>(insn.group | (extension.r << 3U));
+        if (insn.mod == 3) {
+            insn.rm = static_cast<std::uint8_t>((insn.modrm & 7U) | shape.base_extension);
+        } else {
+            insn.has_memory = true;
+        }
+        return;
     }
+    insn.rm = static_cast<std::uint8_t>((insn.opcode & 7U) | shape.base_extension);
+    if (insn.map == OpcodeMap::Primary && insn.opcode >= 0xa0 && insn.opcode <= 0xa3) {
+        insn.has_memory = true;
+        shape.offset_size = insn.address_size;
+    }
+}
+
+/// All that Zydis is asked for.
+DecodeStatus recognize(std::span<const std::byte> bytes, CodeSize size, Shape& shape) noexcept
+{
+    Insn& insn = shape.insn;
     const ZydisDecoder& decoder = decoder_for(size);
     ZydisDecoderContext context;
     ZydisDecodedInstruction raw;
     const ZyanStatus status =
-        ZydisDecoderDecodeInstruction(&decoder, &context, bytes.data(), available, &raw);
+        ZydisDecoderDecodeInstruction(&decoder, &context, bytes.data(), bytes.size(), &raw);
     if (ZYAN_FAILED(status)) {
         const DecodeStatus reason = failure(status);
         if (reason == DecodeStatus::Invalid ||
             (reason == DecodeStatus::Truncated && is_foreign(bytes, size))) {
-            return status_of_undefined(bytes.first(available), size);
+            return status_of_undefined(bytes, size);
         }
         // All bytes that may be needed are fetched before their number is found too large.
-        return available == insn.bytes.size() ? DecodeStatus::TooLong : DecodeStatus::Truncated;
-    }
-    insn.length = static_cast<std::uint8_t>(std::min<std::size_t>(raw.length, available));
-    for (std::size_t i = 0; i < insn.length; ++i) {
-        insn.bytes[i] = std::to_integer<std::uint8_t>(bytes[i]);
+        return bytes.size() == insn.bytes.size() ? DecodeStatus::TooLong : DecodeStatus::Truncated;
     }
     if (!set_map(raw, insn)) {
-        return status_of_undefined(bytes.first(available), size);
+        return status_of_undefined(bytes, size);
     }
+    insn.length = static_cast<std::uint8_t>(std::min<std::size_t>(raw.length, bytes.size()));
+    set_bytes(insn, bytes);
     insn.opcode = raw.opcode;
     const Prefixes prefixes = read_prefixes(insn, size);
+    shape.segment = static_cast<std::int8_t>(prefixes.segment);
     if ((raw.attributes & ZYDIS_ATTRIB_HAS_MODRM) != 0) {
         insn.has_modrm = true;
-        insn.mod = raw.raw.modrm.mod;
+        // MOV to and from control and debug registers takes any for registers.
+        const bool is_register =
+            insn.map == OpcodeMap::Map0F && insn.opcode >= 0x20 && insn.opcode <= 0x23;
+        insn.mod = is_register ? std::uint8_t{3} : raw.raw.modrm.mod;
         insn.group = raw.raw.modrm.reg;
         insn.modrm = static_cast<std::uint8_t>((raw.raw.modrm.mod << 6U) |
                                                (raw.raw.modrm.reg << 3U) | raw.raw.modrm.rm);
@@ -555,14 +488,176 @@ DecodeStatus decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn)
             insn.rep ? 2 : (insn.repne ? 3 : (insn.operand_size_override ? 1 : 0)));
     }
     set_sizes(insn, prefixes, size);
-    set_operands(raw, insn, extension, prefixes, size);
-    set_immediates(raw, insn);
+    set_registers(shape, extension);
+    const auto& [first, second] = raw.raw.imm;
+    shape.immediate_size = first.size / 8U;
+    shape.immediate2_size = second.size / 8U;
+    shape.is_signed = first.is_signed != ZYAN_FALSE || first.is_relative != ZYAN_FALSE;
+    shape.head = insn.has_modrm
+                     ? static_cast<std::uint8_t>(raw.raw.modrm.offset + 1U)
+                     : static_cast<std::uint8_t>(insn.length - shape.offset_size -
+                                                 shape.immediate_size - shape.immediate2_size);
     insn.isa = isa_of(raw, insn, size);
     if (touches_memory(insn, raw)) {
         set_memory(decoder, context, raw, insn);
         insn.requires_alignment = requires_alignment(insn);
     }
     return DecodeStatus::Ok;
+}
+
+/// What follows the ModRM byte.
+class Tail {
+public:
+    Tail(std::span<const std::byte> bytes, std::size_t at) : bytes_{bytes}, at_{at} {}
+
+    /// The next `size` bytes, at most 8, sign-extended; 0 where they are not all there.
+    std::int64_t take_signed(std::size_t size) noexcept
+    {
+        const unsigned unused = static_cast<unsigned>(64U - size * 8U);
+        return size == 0 ? 0 : static_cast<std::int64_t>(take(size) << unused) >> unused;
+    }
+    std::uint64_t take(std::size_t size) noexcept
+    {
+        std::uint64_t value = 0;
+        if (at_ + size <= bytes_.size()) {
+            std::memcpy(&value, bytes_.data() + at_, size);
+        }
+        at_ += size;
+        return value;
+    }
+    [[nodiscard]] std::size_t at() const noexcept { return at_; }
+
+private:
+    std::span<const std::byte> bytes_;
+    std::size_t at_;
+};
+
+/// The memory operand of a ModRM byte.  SDM Vol. 2A tables "16-Bit Addressing Forms with the ModR/M
+/// Byte" and the two after it.
+void read_address(const Shape& shape, CodeSize size, Tail& tail, Insn& insn) noexcept
+{
+    const unsigned rm = insn.modrm & 7U;
+    const bool is_short = insn.address_size == 2;
+    std::size_t displacement_size = insn.mod == 1 ? 1 : (insn.mod == 2 ? (is_short ? 2 : 4) : 0);
+    if (is_short) {
+        constexpr std::array<std::uint8_t, 8> bases{Rbx, Rbx, Rbp, Rbp, Rsi, Rdi, Rbp, Rbx};
+        constexpr std::array<std::uint8_t, 8> indices{Rsi,
+                                                      Rdi,
+                                                      Rsi,
+                                                      Rdi,
+                                                      Insn::no_register,
+                                                      Insn::no_register,
+                                                      Insn::no_register,
+                                                      Insn::no_register};
+        insn.base = bases[rm];
+        insn.index = indices[rm];
+        if (rm == 6 && insn.mod == 0) {
+            insn.base = Insn::no_register;
+            displacement_size = 2;
+        }
+    } else {
+        unsigned base = rm;
+        if (rm == 4) {
+            const auto sib = static_cast<unsigned>(tail.take(1));
+            base = sib & 7U;
+            insn.index = static_cast<std::uint8_t>(((sib >> 3U) & 7U) | shape.index_extension);
+            insn.scale = static_cast<std::uint8_t>(sib >> 6U);
+            // Index 4 is none; vector indices have no such hole.
+            if (insn.index == 4 && !is_vsib(insn)) {
+                insn.index = Insn::no_register;
+            }
+        }
+        insn.base = static_cast<std::uint8_t>(base | shape.base_extension);
+        if (base == 5 && insn.mod == 0) {
+            insn.base = rm != 4 && size == CodeSize::Bits64 ? Insn::rip : Insn::no_register;
+            displacement_size = 4;
+        }
+    }
+    insn.displacement = tail.take_signed(displacement_size);
+}
+
+/// False: there are not as many bytes.
+bool complete(const Shape& shape,
+              std::span<const std::byte> bytes,
+              CodeSize size,
+              Insn& insn) noexcept
+{
+    insn = shape.insn;
+    Tail tail{bytes, shape.head};
+    if (insn.has_modrm && insn.has_memory) {
+        read_address(shape, size, tail, insn);
+    } else if (shape.offset_size != 0) {
+        insn.displacement = static_cast<std::int64_t>(tail.take(shape.offset_size));
+    }
+    insn.segment = insn.base == Rsp || insn.base == Rbp ? Ss : Ds;
+    if (shape.segment >= 0) {
+        insn.segment = static_cast<std::uint8_t>(shape.segment);
+    }
+    insn.immediate = shape.is_signed
+                         ? static_cast<std::uint64_t>(tail.take_signed(shape.immediate_size))
+                         : tail.take(shape.immediate_size);
+    insn.immediate2 = static_cast<std::uint16_t>(tail.take(shape.immediate2_size));
+    if (tail.at() > bytes.size()) {
+        return false;
+    }
+    insn.length = static_cast<std::uint8_t>(tail.at());
+    set_bytes(insn, bytes);
+    return true;
+}
+
+std::span<const std::byte> at_most_15(std::span<const std::byte> bytes) noexcept
+{
+    return bytes.first(std::min(bytes.size(), Insn{}.bytes.size()));
+}
+
+/// Of `head` bytes, at most 7, and the code size.  Never 0; no head begins another.
+std::uint64_t key_of(std::span<const std::byte> bytes, std::size_t head, CodeSize size) noexcept
+{
+    std::uint64_t key = 0;
+    std::memcpy(&key, bytes.data(), head);
+    return key | ((static_cast<std::uint64_t>(size) + 1) << 56U);
+}
+
+}  // namespace
+
+DecodeStatus decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn) noexcept
+{
+    const std::span<const std::byte> available = at_most_15(bytes);
+    Shape shape;
+    DecodeStatus status = DecodeStatus::Truncated;
+    if (!available.empty()) {
+        status = recognize(available, size, shape);
+    }
+    if (status == DecodeStatus::Ok && !complete(shape, available, size, insn)) {
+        status = DecodeStatus::Truncated;
+    }
+    return status;
+}
+
+DecodeStatus Decoder::decode(std::span<const std::byte> bytes, CodeSize size, Insn& insn) noexcept
+{
+    constexpr std::size_t longest_head = 7;
+    const std::span<const std::byte> available = at_most_15(bytes);
+    const std::size_t head = head_length(available, size);
+    if (head > longest_head || head > available.size()) {
+        return soft::decode(bytes, size, insn);
+    }
+    const std::uint64_t key = key_of(available, head, size);
+    Entry& entry = entries_.data()[(key * 0x9e37'79b9'7f4a'7c15U) >> (64U - log2_entries)];
+    if (entry.key == key && complete(entry.shape, available, size, insn)) {
+        return DecodeStatus::Ok;
+    }
+    Shape shape;
+    const DecodeStatus status = recognize(available, size, shape);
+    if (status != DecodeStatus::Ok || !complete(shape, available, size, insn)) {
+        return status == DecodeStatus::Ok ? DecodeStatus::Truncated : status;
+    }
+    // Whether VSIB's instructions exist depends on what follows.
+    if (shape.head == head && !is_vsib(insn)) {
+        entry.key = key;
+        entry.shape = shape;
+    }
+    return status;
 }
 
 }  // namespace vmm::x86::soft

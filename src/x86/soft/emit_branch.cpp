@@ -89,15 +89,15 @@ bool BlockEmitter::emit_branch(const Insn& insn, const Op& op)
 void BlockEmitter::emit_condition(const Insn& insn, std::int32_t target, bool is_near)
 {
     unpark();
-    const unsigned condition = insn.opcode & condition_le;
+    const auto condition = static_cast<std::uint8_t>(insn.opcode & condition_le);
     if (is_near && target <= page_offset_ + op_->offset) {
         // Backwards: most likely a loop.
-        Xbyak::Label skip;
-        jump_if(condition ^ 1U, skip);
+        Place skip;
+        jump_if(Condition{static_cast<std::uint8_t>(condition ^ 1U)}, skip);
         const Flags flags = flags_;
         edge(target);
         flags_ = flags;
-        L(skip);
+        bind(skip);
         return;
     }
     Edge& out = edges_.emplace_back();
@@ -108,29 +108,7 @@ void BlockEmitter::emit_condition(const Insn& insn, std::int32_t target, bool is
     if (out.is_far) {
         steps_[step_].has_exit = true;
     }
-    jump_if(condition, out.label);
-}
-
-void BlockEmitter::jump_if(unsigned condition, const Xbyak::Label& label)
-{
-    switch (condition) {
-    case 0: jo(label, T_NEAR); break;
-    case 1: jno(label, T_NEAR); break;
-    case 2: jb(label, T_NEAR); break;
-    case 3: jae(label, T_NEAR); break;
-    case 4: je(label, T_NEAR); break;
-    case 5: jne(label, T_NEAR); break;
-    case 6: jbe(label, T_NEAR); break;
-    case 7: ja(label, T_NEAR); break;
-    case 8: js(label, T_NEAR); break;
-    case 9: jns(label, T_NEAR); break;
-    case 10: jp(label, T_NEAR); break;
-    case 11: jnp(label, T_NEAR); break;
-    case 12: jl(label, T_NEAR); break;
-    case 13: jge(label, T_NEAR); break;
-    case 14: jle(label, T_NEAR); break;
-    default: jg(label, T_NEAR); break;
-    }
+    jump_if(Condition{condition}, out.place);
 }
 
 /// Goes on at `target` in the page.
@@ -138,18 +116,14 @@ void BlockEmitter::edge(std::int32_t target)
 {
     clobber();
     JumpSite& site = context_.sites.emplace_back();
-    site.gfn = block_.gpa >> 12U;
+    site.gfn = block_->gpa >> 12U;
     Stub& stub = stubs_.emplace_back();
     stub.target = target;
     stub.site = &site;
     cmp(state32(layout_.requests), 0);
-    jne(stub.label, T_NEAR);
+    jump_if(Condition::NotEqual, stub.place);
     site.jump = const_cast<std::uint8_t*>(getCurr());
-    if (target == page_offset_) {
-        jmp(start_, T_NEAR);
-    } else {
-        jmp(stub.label, T_NEAR);
-    }
+    jump(target == page_offset_ ? start_ : stub.place);
 }
 
 /// Goes on at `target`, which is in another page.
@@ -174,7 +148,7 @@ void BlockEmitter::load_target(std::int32_t target)
 void BlockEmitter::check_requests()
 {
     cmp(state32(layout_.requests), 0);
-    jne(exit_label(), T_NEAR);
+    exit_if(Condition::NotEqual);
 }
 
 /// r11 = the jump table's entry of the code at r10, or exit.  @pre flags are parked.
@@ -190,12 +164,12 @@ void BlockEmitter::look_up_code()
     shl(r11d, 5);
     add(r11, state(layout_.table));
     cmp(r10, ptr[r11 + offsetof(JumpEntry, rip)]);
-    jne(exit_label(), T_NEAR);
+    exit_if(Condition::NotEqual);
     mov(state(layout_.rip), r10);
     mov(r10, state(layout_.generation));
     cmp(r10, ptr[r11 + offsetof(JumpEntry, generation)]);
     mov(r10, state(layout_.rip));
-    jne(exit_label(), T_NEAR);
+    exit_if(Condition::NotEqual);
 }
 
 /// To the code of entry r11, which is that of r10.

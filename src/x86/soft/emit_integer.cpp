@@ -54,7 +54,7 @@ bool BlockEmitter::emit_integer(const Insn& insn)
         if (insn.rep) {  // With REX.B too.
             clobber();
             sub(state32(layout_.pauses_left), 1);
-            js(exit_label(), T_NEAR);
+            exit_if(Condition::Sign);
             pause();
             return true;
         }
@@ -325,16 +325,16 @@ bool BlockEmitter::emit_divide(const Insn& insn)
     };
     if (insn.group == 6) {
         compare(guest_rdx, r10);
-        jae(exit_label(), T_NEAR);
+        exit_if(Condition::AboveOrEqual);
     } else {
         // A dividend of one word, and neither 0 nor -1 as divisor.
         mov(r11, guest_rax);
         sar(cut(r11), static_cast<int>(size * 8U - 1U));
         compare(r11, guest_rdx);
-        jne(exit_label(), T_NEAR);
+        exit_if(Condition::NotEqual);
         lea(r11, ptr[r10 + 1]);
         cmp(cut(r11), 1);
-        jbe(exit_label(), T_NEAR);
+        exit_if(Condition::BelowOrEqual);
     }
     mov(r11, rax);
     mov(rax, guest_rax);

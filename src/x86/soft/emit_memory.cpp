@@ -89,7 +89,7 @@ void BlockEmitter::host_address(const Insn& insn,
     }
     if (alignment != 0) {
         test(r10b, alignment);
-        jne(exit_label(), T_NEAR);
+        exit_if(Condition::NotEqual);
     }
     look_up(size, write);
 }
@@ -113,7 +113,7 @@ void BlockEmitter::look_up(std::size_t size, bool write)
     add(r11, state(layout_.tlb));
     xor_(r10, ptr[r11 + (write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag))]);
     cmp(r10, static_cast<std::uint32_t>(4096 - size));
-    ja(exit_label(), T_NEAR);
+    exit_if(Condition::Above);
     add(r10, ptr[r11 + offsetof(TlbEntry, host)]);
 }
 
@@ -129,8 +129,8 @@ void BlockEmitter::ensure_vectors(std::uint8_t level)
     load.step = step_;
     // It may exit: the next step can be entered.
     steps_[step_].has_exit = true;
-    jb(load.label, T_NEAR);
-    L(load.back);
+    jump_if(Condition::Below, load.place);
+    bind(load.back);
     vectors_ = level;
 }
 

@@ -35,7 +35,7 @@ bool BlockEmitter::emit_string(const Insn& insn)
     const bool stores = insn.opcode < 0xac;
     clobber();
     bt(state32(layout_.rflags), direction_flag);
-    jc(exit_label(), T_NEAR);
+    exit_if(Condition::Below);
     if (loads) {
         mov(sized(r10), sized(guest_rsi));
         look_up(size, false);

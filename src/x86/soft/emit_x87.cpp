@@ -16,13 +16,13 @@ void BlockEmitter::check_x87()
     using namespace native_detail;
     clobber();
     cmp(byte[r15 + layout_.x87_live], 0);
-    je(exit_label(), T_NEAR);
+    exit_if(Condition::Equal);
     test(state32(layout_.cr0), static_cast<std::uint32_t>(cr0_em | cr0_ts));
-    jne(exit_label(), T_NEAR);
+    exit_if(Condition::NotEqual);
     movzx(r11d, word[r15 + layout_.x87 + x87_image::fcw]);
     not_(r11d);
     test(r11d, x87_exceptions);
-    jne(exit_label(), T_NEAR);
+    exit_if(Condition::NotEqual);
 }
 
 bool BlockEmitter::emit_x87(const Insn& insn, const Op& op, unsigned rules)

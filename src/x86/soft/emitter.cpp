@@ -2,6 +2,8 @@
 
 #include "x86/soft/emitter.hpp"
 
+#include <cstring>
+
 #include "x86/soft/build_block.hpp"
 #include "x86/soft/native.hpp"
 #include "x86/soft/x87.hpp"
@@ -33,10 +35,50 @@ void BlockEmitter::add_to_word(const Xbyak::Reg64& to,
     lea(sized(to), ptr[from + static_cast<std::size_t>(distance)]);
 }
 
-Xbyak::Label& BlockEmitter::exit_label()
+void BlockEmitter::bind(Place& place)
+{
+    place.at = static_cast<std::uint32_t>(getSize());
+    for (std::uint32_t next = place.last_jump; next != Place::none;) {
+        std::uint32_t before = 0;
+        std::memcpy(&before, getCode() + next, sizeof before);
+        rewrite(next, place.at - (next + 4), 4);
+        next = before;
+    }
+}
+
+void BlockEmitter::distance_to(Place& place)
+{
+    const auto here = static_cast<std::uint32_t>(getSize());
+    if (place.at != Place::none) {
+        dd(place.at - (here + 4));
+    } else {
+        dd(place.last_jump);
+        place.last_jump = here;
+    }
+}
+
+void BlockEmitter::jump(Place& place)
+{
+    db(0xe9);
+    distance_to(place);
+}
+
+void BlockEmitter::jump_if(Condition condition, Place& place)
+{
+    db(0x0f);
+    db(0x80 | static_cast<int>(condition));
+    distance_to(place);
+}
+
+Place& BlockEmitter::exit_place()
 {
     steps_[step_].has_exit = true;
     return steps_[step_].exit;
+}
+
+void BlockEmitter::exit_if(Condition condition)
+{
+    jump_if(condition, exit_place());
 }
 
 Xbyak::Reg64 BlockEmitter::load(unsigned guest_register, const Xbyak::Reg64& scratch)
@@ -87,40 +129,54 @@ void BlockEmitter::unpark()
 void BlockEmitter::interpret()
 {
     clobber();
-    jmp(exit_label(), T_NEAR);
+    jump(exit_place());
     flags_ = {false, true};  // As C++ comes back.
     vectors_ = 0;
     x87_ = false;
     steps_[step_].is_interpreted = true;
 }
 
-void BlockEmitter::emit(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size)
+void BlockEmitter::emit(std::size_t at,
+                        const Block& block,
+                        std::span<const std::byte> bytes,
+                        const Cpu& cpu,
+                        CodeSize code_size)
 {
+    setSize(at);
+    block_ = &block;
+    page_offset_ = static_cast<std::int32_t>(block.gpa & 0xfffU);
+    steps_.assign(block.op_count, Step{});
+    edges_.clear();
+    stubs_.clear();
+    vector_loads_.clear();
+    start_ = Place{};
+    vectors_ = 0;
+    x87_ = false;
+    ended_ = false;
     // A dropped block is left through what lies here (`Translator::drop`).
     mov(r10d, static_cast<std::uint32_t>(page_offset_));
     xor_(r11d, r11d);
     jmp(context_.shared.edge, T_NEAR);
     body_ = getSize();
-    L(start_);
+    bind(start_);
     is_wide_ = code_size == CodeSize::Bits64;
     flags_ = {false, true};
     emit_steps(bytes, cpu, code_size);
     emit_cold();
     emit_entries();
-    ready();
 }
 
 void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size)
 {
     for (step_ = 0; step_ < steps_.size() && !ended_; ++step_) {
-        const Op& op = block_.ops()[step_];
+        const Op& op = block_->ops()[step_];
         op_ = &op;
         Step& step = steps_[step_];
         step.flags = flags_;
         step.vectors = vectors_;
         step.x87 = x87_;
         step.is_emitted = true;
-        L(step.body);
+        bind(step.body);
         // The last one is another where bytes follow that are no instruction.
         if (op.interpret == go_on_64 || op.interpret == go_on) {
             fall_out(op);
@@ -129,7 +185,8 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
         Insn insn;
         const bool is_offered =
             op.interpret != raise_ud && op.interpret != leave_unknown && op.length != 0 &&
-            decode(bytes.subspan(op.offset), code_size, insn) == DecodeStatus::Ok;
+            cpu.blocks->decoder().decode(bytes.subspan(op.offset), code_size, insn) ==
+                DecodeStatus::Ok;
         if (is_offered) {
             fall_back(cpu, insn);
         }
@@ -198,9 +255,8 @@ bool BlockEmitter::emit_legacy(const Insn& insn)
 /// What is rarely executed.
 void BlockEmitter::emit_cold()
 {
-    while (!edges_.empty()) {
-        Edge& out = edges_.front();
-        L(out.label);
+    for (Edge& out : edges_) {
+        bind(out.place);
         flags_ = out.flags;
         step_ = out.step;
         if (out.is_far) {
@@ -208,18 +264,17 @@ void BlockEmitter::emit_cold()
         } else {
             edge(out.target);
         }
-        edges_.pop_front();
     }
     for (VectorLoad& load : vector_loads_) {
         step_ = load.step;
-        L(load.label);
+        bind(load.place);
         mov(r10d, load.level);
         call(reinterpret_cast<const void*>(context_.shared.load_vectors));
-        je(load.back, T_NEAR);
-        jmp(exit_label(), T_NEAR);
+        jump_if(Condition::Equal, load.back);
+        jump(exit_place());
     }
     for (Stub& stub : stubs_) {
-        L(stub.label);
+        bind(stub.place);
         mov(r10d, static_cast<std::uint32_t>(stub.target));
         mov(r11, reinterpret_cast<std::uintptr_t>(stub.site));
         jmp(context_.shared.edge, T_NEAR);
@@ -234,17 +289,20 @@ void BlockEmitter::emit_entries()
         if (step.is_interpreted || !is_reached) {
             continue;
         }
-        Xbyak::Label adapt;
+        Place adapt;
         align(4);
         step.entry = getSize();
-        lea(r11, ptr[rip + adapt]);
+        db(0x4c);  // LEA R11, [RIP + …]
+        db(0x8d);
+        db(0x1d);
+        distance_to(adapt);
         jmp(context_.shared.enter, T_NEAR);
-        L(adapt);
+        bind(adapt);
         if (step.vectors != 0) {
             mov(r10d, step.vectors);
             call(reinterpret_cast<const void*>(context_.shared.load_vectors));
             step.has_exit = true;
-            jne(step.exit, T_NEAR);
+            jump_if(Condition::NotEqual, step.exit);
         }
         flags_ = {false, true};
         if (step.x87) {
@@ -254,12 +312,12 @@ void BlockEmitter::emit_entries()
         if (step.flags.native) {
             unpark();
         }
-        jmp(step.body, T_NEAR);
+        jump(step.body);
     }
     for (std::size_t i = 0; i < steps_.size(); ++i) {
         if (steps_[i].has_exit) {
-            L(steps_[i].exit);
-            mov(r11, reinterpret_cast<std::uintptr_t>(&block_.ops()[i]));
+            bind(steps_[i].exit);
+            mov(r11, reinterpret_cast<std::uintptr_t>(&block_->ops()[i]));
             mov(r10d, static_cast<std::uint32_t>(page_offset_));
             jmp(context_.shared.exit, T_NEAR);
         }

@@ -100,6 +100,26 @@ inline const Xbyak::Reg64 guest_rbp{host_register[Rbp]};
 inline const Xbyak::Reg64 guest_rsi{host_register[Rsi]};
 inline const Xbyak::Reg64 guest_rdi{host_register[Rdi]};
 
+/// What a conditional jump asks, as its opcode has it.  SDM Vol. 2D "Opcode Map", Jcc.
+enum class Condition : std::uint8_t {
+    Below = 2,
+    AboveOrEqual,
+    Equal,
+    NotEqual,
+    BelowOrEqual,
+    Above,
+    Sign,
+};
+
+/// A place in the code of a block.  The displacements of jumps that lead there before it is known
+/// hold where the one before is: a list.
+struct Place {
+    static constexpr std::uint32_t none = ~std::uint32_t{0};
+
+    std::uint32_t at{none};
+    std::uint32_t last_jump{none};  ///< Offset of its displacement.
+};
+
 /// How an instruction uses an operand.
 enum class Use : std::uint8_t { None, Read, Write, ReadWrite };
 
@@ -153,26 +173,26 @@ private:
     const EmitterContext& context_;
 };
 
-/// Emits one block.
+/// Emits blocks, one at a time, anywhere in code memory.
 class BlockEmitter : public Xbyak::CodeGenerator {
 public:
-    /// `instructions`: decoded anew, one for each operation that is one; `translatable` says which
-    /// may be looked at.
-    BlockEmitter(EmitterContext& context, std::uint8_t* at, std::size_t size, Block& block)
-        : CodeGenerator{size, at},
+    BlockEmitter(EmitterContext& context, std::uint8_t* memory, std::size_t size)
+        : CodeGenerator{size, memory},
           context_(context),
-          layout_(context.layout),
-          block_(block),
-          page_offset_(static_cast<std::int32_t>(block.gpa & 0xfffU)),
-          steps_(block.op_count)
+          layout_(context.layout)
     {
     }
 
+    /// @param at  where its code begins: an offset in the memory.
     /// @param bytes  of the block.
     /// @param cpu  whose CPUID says which instructions exist.
-    void emit(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
+    void emit(std::size_t at,
+              const Block& block,
+              std::span<const std::byte> bytes,
+              const Cpu& cpu,
+              CodeSize code_size);
 
-    // --- Results, as offsets in the code.
+    // --- Results, as offsets in the memory; `getSize()` is the end.
     [[nodiscard]] std::size_t body() const noexcept { return body_; }
     /// Where C++ enters at operation `index`; 0 where it does not.
     [[nodiscard]] std::size_t entry(std::size_t index) const { return steps_[index].entry; }
@@ -184,8 +204,8 @@ private:
     };
     /// One operation.
     struct Step {
-        Xbyak::Label exit{};
-        Xbyak::Label body{};
+        Place exit{};
+        Place body{};
         Flags flags{};           ///< At its start.
         std::uint8_t vectors{};  ///< The same.
         bool x87{};
@@ -196,20 +216,20 @@ private:
     };
     /// An edge to another block of the page, out of line.
     struct Edge {
-        Xbyak::Label label{};
+        Place place{};
         std::int32_t target{};
         Flags flags{};
         std::size_t step{};
         bool is_far{};
     };
     struct Stub {
-        Xbyak::Label label{};
+        Place place{};
         std::int32_t target{};
         JumpSite* site{};
     };
     struct VectorLoad {
-        Xbyak::Label label{};
-        Xbyak::Label back{};
+        Place place{};
+        Place back{};
         std::uint8_t level{};
         std::size_t step{};
     };
@@ -221,6 +241,15 @@ private:
     void emit_cold();
     void emit_entries();
     void interpret();
+
+    // Jumps within the block.
+    void bind(Place& place);
+    void jump(Place& place);
+    void jump_if(Condition condition, Place& place);
+    /// The displacement that ends an instruction.
+    void distance_to(Place& place);
+    /// To where the interpreter takes over.
+    void exit_if(Condition condition);
 
     [[nodiscard]] Xbyak::Address state(std::size_t offset) { return ptr[r15 + offset]; }
     [[nodiscard]] Xbyak::Address state32(std::size_t offset) { return dword[r15 + offset]; }
@@ -238,7 +267,7 @@ private:
     }
     /// `to` = `from` + `distance`, which is that wide.
     void add_to_word(const Xbyak::Reg64& to, const Xbyak::Reg64& from, std::int64_t distance);
-    [[nodiscard]] Xbyak::Label& exit_label();
+    [[nodiscard]] Place& exit_place();
     /// The guest's register in a host register: its own, or `scratch`, loaded.
     [[nodiscard]] Xbyak::Reg64 load(unsigned guest_register, const Xbyak::Reg64& scratch);
     void store(unsigned guest_register, const Xbyak::Reg64& from);
@@ -291,7 +320,6 @@ private:
     // Branches (emit_branch.cpp).
     [[nodiscard]] bool emit_branch(const Insn& insn, const Op& op);
     void emit_condition(const Insn& insn, std::int32_t target, bool is_near);
-    void jump_if(unsigned condition, const Xbyak::Label& label);
     void edge(std::int32_t target);
     void far_jump(std::int32_t target);
     void load_target(std::int32_t target);
@@ -306,8 +334,8 @@ private:
 
     EmitterContext& context_;
     const CpuLayout& layout_;
-    Block& block_;
-    std::int32_t page_offset_;
+    const Block* block_{};
+    std::int32_t page_offset_{};
     bool is_wide_{};  ///< 64-bit code; else flat 32-bit code.
     std::vector<Step> steps_;
     std::size_t step_{};  ///< The one being emitted.
@@ -316,10 +344,10 @@ private:
     std::uint8_t vectors_{};
     bool x87_{};    ///< `check_x87()` has been passed.
     bool ended_{};  ///< Nothing falls through to the next step.
-    std::deque<Edge> edges_;
-    std::deque<Stub> stubs_;
-    std::deque<VectorLoad> vector_loads_;
-    Xbyak::Label start_;
+    std::vector<Edge> edges_;
+    std::vector<Stub> stubs_;
+    std::vector<VectorLoad> vector_loads_;
+    Place start_{};
     std::size_t body_{};
 };
 

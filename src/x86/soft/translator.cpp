@@ -69,6 +69,7 @@ bool Translator::start()
     *owned_ = 1;
     memory_ = std::move(*memory);
     emit_shared();
+    emitter_.emplace(context_, memory_.writable(), memory_.size());
     cpu_.jumps.mapping_changed();  // Jump tables forget its code.
     failed_ = false;
     return true;
@@ -162,10 +163,8 @@ void Translator::translate(Block& block, std::span<const std::byte> bytes, CodeS
     for (int attempt = 0; attempt < 2; ++attempt) {
         const std::size_t sites = context_.sites.size();
         try {
-            std::uint8_t* const code = memory_.writable() + used_;
-            BlockEmitter emitter{context_, code, memory_.size() - used_, block};
-            emitter.emit(bytes, cpu_, code_size);
-            commit(block, emitter, code);
+            emitter_->emit(used_, block, bytes, cpu_, code_size);
+            commit(block);
             return;
         } catch (const Xbyak::Error& error) {
             context_.sites.resize(sites);
@@ -177,19 +176,21 @@ void Translator::translate(Block& block, std::span<const std::byte> bytes, CodeS
     }
 }
 
-void Translator::commit(Block& block, const BlockEmitter& emitter, std::uint8_t* code)
+void Translator::commit(Block& block)
 {
-    used_ = std::min(memory_.size(), (used_ + emitter.getSize() + 15U) & ~std::size_t{15});
-    block.body = code + emitter.body();
+    std::uint8_t* const memory = memory_.writable();
+    const std::size_t end = emitter_->getSize();
+    block.body = memory + emitter_->body();
     ++cpu_.counters.translations;
-    note_for_perf(executable(code), emitter.getSize(), cpu_.block_rip());
+    note_for_perf(executable(memory + used_), end - used_, cpu_.block_rip());
+    used_ = std::min(memory_.size(), (end + 15U) & ~std::size_t{15});
     block.translation = translated_.size();
     translated_.push_back(&block);
     for (std::size_t i = 0; i < block.op_count; ++i) {
-        if (const std::size_t entry = emitter.entry(i)) {
+        if (const std::size_t entry = emitter_->entry(i)) {
             // SAFETY: the emitter makes it a function with a handler's signature.
             block.ops()[i].handler = reinterpret_cast<Handler>(
-                reinterpret_cast<std::uintptr_t>(executable(code + entry)));
+                reinterpret_cast<std::uintptr_t>(executable(memory + entry)));
         }
     }
 }
@@ -236,6 +237,7 @@ void Translator::clear() noexcept
 void Translator::abandon() noexcept
 {
     clear();
+    emitter_.reset();
     memory_ = CodeMemory{};
     *owned_ = 1;
 }

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
 #include <span>
 #include <vector>
@@ -65,7 +66,7 @@ private:
     void emit_shared();
     /// What jump tables have for a block without translation.
     [[nodiscard]] const void* untranslated() const noexcept;
-    void commit(Block& block, const BlockEmitter& emitter, std::uint8_t* code);
+    void commit(Block& block);
     void forget(Block& block) noexcept;
     void clear() noexcept;
     void abandon() noexcept;
@@ -84,6 +85,7 @@ private:
     std::size_t shared_size_{};
     std::size_t used_{};
     EmitterContext context_;
+    std::optional<BlockEmitter> emitter_;
     std::vector<Block*> translated_;
     std::minstd_rand random_{};  ///< Stress.
 };

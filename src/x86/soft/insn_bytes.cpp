@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "x86/soft/undefined_length.hpp"
+#include "x86/soft/insn_bytes.hpp"
 
 #include <array>
 
@@ -30,7 +30,25 @@ class Reader {
 public:
     Reader(std::span<const std::byte> bytes, CodeSize size) : bytes_{bytes}, size_{size} {}
 
+    std::size_t head() noexcept
+    {
+        opcode();
+        return at_ + (has_modrm_ ? 1U : 0U);
+    }
+
     std::size_t length() noexcept
+    {
+        opcode();
+        if (map_ > 3) {
+            return at_;
+        }
+        const bool registers_only = map_ == 1 && opcode_ >= 0x20 && opcode_ <= 0x23;
+        const unsigned modrm = !has_modrm_ ? 0 : (registers_only ? take() : address());
+        return at_ + immediate(opcode_, (modrm >> 3U) & 7U);
+    }
+
+private:
+    void opcode() noexcept
     {
         prefixes();
         unsigned opcode = take();
@@ -48,18 +66,12 @@ public:
                 opcode = take();
             }
         }
-        if (map_ > 3) {
-            return at_;
-        }
+        opcode_ = opcode;
         const bool has_row = map_ >= 2 || holds(map_ == 0 ? modrm_one_byte : modrm_0f, opcode);
         // VEX.0F 0F is not 3DNow!'s.
-        const bool has_modrm = has_row && !(vex && map_ == 1 && opcode == 0x0f);
-        const bool registers_only = map_ == 1 && opcode >= 0x20 && opcode <= 0x23;
-        const unsigned modrm = !has_modrm ? 0 : (registers_only ? take() : address());
-        return at_ + immediate(opcode, (modrm >> 3U) & 7U);
+        has_modrm_ = map_ <= 3 && has_row && !(vex && map_ == 1 && opcode == 0x0f);
     }
 
-private:
     unsigned take() noexcept
     {
         const std::size_t at = at_++;
@@ -164,12 +176,19 @@ private:
     CodeSize size_;
     std::size_t at_{};
     unsigned map_{};
+    unsigned opcode_{};
+    bool has_modrm_{};
     bool operand_override_{};
     bool address_override_{};
     bool rex_w_{};
 };
 
 }  // namespace
+
+std::size_t head_length(std::span<const std::byte> bytes, CodeSize size) noexcept
+{
+    return Reader{bytes, size}.head();
+}
 
 std::size_t undefined_length(std::span<const std::byte> bytes, CodeSize size) noexcept
 {
