@@ -61,6 +61,42 @@ TEST_P(VcpuClock, ANewVcpusTscAgreesWithTheOneThatWasSet)
     EXPECT_EQ(first.tsc_offset(), second.tsc_offset());
 }
 
+/// What another CPU has read before is not later than what is read after seeing it.  SDM Vol. 2B
+/// "RDTSCP": it waits for all loads before it.
+TEST_P(VcpuClock, RdtscpIsNotReadBeforeTheLoadsThatPrecedeIt)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "it does not execute RDTSCP in real mode";
+    }
+    SmallVm guest{engine()};
+    constexpr std::uint16_t writer = 0x2000;
+    guest.place(SmallVm::code_at, {0x66, 0x8b, 0x1e, 0x00, 0x30,  // loop: mov ebx, [0x3000]
+                                   0x0f, 0x01, 0xf9,              // rdtscp
+                                   0x66, 0x29, 0xd8,              // sub eax, ebx
+                                   0x78, 0x05,                    // js back
+                                   0x66, 0x4e,                    // dec esi
+                                   0x75, 0xef,                    // jnz loop
+                                   0xf4,                          // hlt
+                                   0xbf, 0x01, 0x00,              // back: mov di, 1
+                                   0xf4});                        // hlt
+    guest.place(writer, {0x0f, 0x01, 0xf9,                        // loop: rdtscp
+                         0x66, 0xa3, 0x00, 0x30,                  // mov [0x3000], eax
+                         0xeb, 0xf7});                            // jmp loop
+    Vcpu reading = guest.vcpu(0);
+    Vcpu writing = guest.vcpu(1);
+    auto regs = reading.regs();
+    regs.rsi = 200'000;
+    reading.set_regs(regs);
+    regs = writing.regs();
+    regs.rip = writer;
+    writing.set_regs(regs);
+    std::thread other{[&] { EXPECT_TRUE(writing.run().value().is<Interrupted>()); }};
+    EXPECT_TRUE(reading.run().value().is<Halt>());
+    writing.kicker().kick();
+    other.join();
+    EXPECT_EQ(reading.regs().rdi, 0U);
+}
+
 TEST_P(VcpuClock, AGuestWithoutKvmclockCannotBeToldThatItStopped)
 {
     SmallVm guest{engine()};

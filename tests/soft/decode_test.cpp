@@ -272,6 +272,20 @@ TEST(Decode, PrefixesAsTheyAre)
     EXPECT_EQ(good({0x66, 0x0f, 0x58, 0xc1}, CodeSize::Bits64).pp, 1);
 }
 
+/// The host's CPU says so: nothing is fetched behind it, and it is never too long.
+TEST(Decode, ThreeDNowIsUndefinedAsSoonAsItsOpcodeIsSeen)
+{
+    Insn insn;
+    for (const CodeSize size : {CodeSize::Bits32, CodeSize::Bits64}) {
+        EXPECT_EQ(run({0x0f, 0x0f}, size, insn), DecodeStatus::Invalid);
+        EXPECT_EQ(run({0x66, 0x0f, 0x0f, 0xb5}, size, insn), DecodeStatus::Invalid);
+        EXPECT_EQ(run({0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x66, 0xf3, 0x0f, 0x0f,
+                       0x46, 0x90},
+                      size, insn),
+                  DecodeStatus::Invalid);
+    }
+}
+
 bool operator==(const Insn& a, const Insn& b)
 {
     const auto parts = [](const Insn& insn) {

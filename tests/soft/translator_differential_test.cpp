@@ -35,9 +35,9 @@ public:
     void make()
     {
         bytes_.clear();
-        // Round counter in memory: dec dword [Guest::data + 0x2000]; jz end
+        // Round counter in memory: dec dword [Guest::data + 0x8000]; jz end
         add({0xff, 0x0c, 0x25});
-        add_value(static_cast<std::uint32_t>(Guest::data + 0x2000), 4);
+        add_value(static_cast<std::uint32_t>(Guest::data + 0x8000), 4);
         add({0x0f, 0x84});
         const std::size_t patch = bytes_.size();
         add_value(0, 4);
@@ -129,7 +129,7 @@ private:
         const bool memory = pick(2) == 0;
         // What points to memory keeps its value: RSP, RBP, R13 are no destinations.
         const unsigned to = writable();
-        switch (pick(24)) {
+        switch (pick(27)) {
         case 0:
         case 1:
         case 2: with_operand({}, {(pick(8) << 3U) | 2U | pick(2)}, to, wide, memory); break;
@@ -196,12 +196,58 @@ private:
             add({opcodes[pick(opcodes.size())]});
             break;
         }
+        case 23: move_pointer(); break;
+        case 24:  // Accesses to a frame, across a page's end now and then.
+            add({0x48, 0x81, 0xec});
+            add_value(pick(0x40) * 8U, 4);
+            for (unsigned i = 0; i < 3; ++i) {
+                add({0x48, 0x89U | (pick(2) << 1U), 0x44U | (to & 3U) << 3U, 0x24, pick(8) * 8U});
+            }
+            add({0x48, 0x8b, 0x44U, 0x24, pick(8) * 8U});
+            restore_stack();
+            break;
+        case 25:  // push; push; a byte of the register; pop; pop
+            add({0x50U | (to & 7U), 0x55, 0x80, 0x44, 0x24, pick(16), pick(256)});
+            add({0x5d, 0x58U | low_writable(), 0xbd});
+            add_value(pick(64), 4);
+            break;
         default:
             with_operand({}, {0x80U | pick(2)}, pick(8), wide, true);
             // The immediate of 81 is wider.
             immediate_of_last();
             break;
         }
+    }
+    /// R13 moves by a constant, or is another for one instruction.
+    void move_pointer()
+    {
+        switch (pick(4)) {
+        case 0:  // add r13, 8; an access; lea r13, [r13 - 8]
+            add({0x49, 0x83, 0xc5, 0x08});
+            with_operand({}, {0x03}, writable(), true, true);
+            add({0x4d, 0x8d, 0x6d, 0xf8});
+            break;
+        case 1:  // sub r13, -0xc00; an access; sub r13, 0xc00
+            add({0x49, 0x81, 0xed, 0x00, 0xf4, 0xff, 0xff});
+            with_operand({}, {0x89}, pick(16), true, true);
+            add({0x49, 0x81, 0xed, 0x00, 0x0c, 0x00, 0x00});
+            break;
+        case 2:  // mov [r13], r13d; mov r13d, [r13]
+            add({0x45, 0x89, 0x6d, 0x00, 0x45, 0x8b, 0x6d, 0x00});
+            break;
+        default:  // xor r13, 0x1000, which is another page; accesses; xor r13, 0x1000
+            add({0x49, 0x81, 0xf5, 0x00, 0x10, 0x00, 0x00});
+            with_operand({}, {0x03}, writable(), true, true);
+            with_operand({}, {0x89}, pick(16), true, true);
+            add({0x49, 0x81, 0xf5, 0x00, 0x10, 0x00, 0x00});
+            break;
+        }
+    }
+    /// lea rsp, [absolute]
+    void restore_stack()
+    {
+        add({0x48, 0x8d, 0x24, 0x25});
+        add_value(Guest::stack, 4);
     }
     void immediate_of_last()
     {
@@ -230,20 +276,32 @@ private:
     std::vector<std::uint8_t> bytes_;
 };
 
+constexpr std::uint64_t data_size = 0x5000;  ///< With all that is mapped elsewhere.
+
+/// Of the page table for the first 2 MiB.
+constexpr std::uint64_t page_entry(std::uint64_t linear)
+{
+    return Guest::tables + 0x3000 + (linear >> 12U) * 8;
+}
+
 void set_up(Guest& guest, const Program& program, std::uint64_t seed)
 {
     std::mt19937_64 random{seed};
     CpuState& state = guest.state();
     reset_state(state, false);
-    for (std::uint64_t at = 0; at < 0x3000; at += 8) {
+    for (std::uint64_t at = 0; at < data_size; at += 8) {
         guest.put<std::uint64_t>(Guest::data + at, random() % 4 == 0 ? random() % 8 : random());
     }
-    for (std::uint64_t at = Guest::stack - 0x200; at < Guest::stack + 0x40; at += 8) {
+    for (std::uint64_t at = Guest::stack; at < Guest::stack + 0x40; at += 8) {
         guest.put<std::uint64_t>(at, 0);
     }
-    guest.put<std::uint32_t>(Guest::data + 0x2000, 6);
+    guest.put<std::uint32_t>(Guest::data + 0x8000, 6);
     guest.load(Guest::code, program.bytes());
     guest.long_mode();
+    // No two pages that follow each other do so in memory.
+    guest.put<std::uint64_t>(page_entry(Guest::data), (Guest::data + 0x3000) | 7U);
+    guest.put<std::uint64_t>(page_entry(Guest::stack - 0x1000), (Guest::data + 0x4000) | 7U);
+    guest.vcpu->state_changed();
     for (unsigned number = 0; number < 16; ++number) {
         if (number != Rsp) {
             state.gpr[number] = random() % 2 == 0 ? random() : random() % 16;
@@ -271,11 +329,9 @@ void expect_same(Guest& left, Guest& right, unsigned program)
     ASSERT_EQ(left.state().rflags, right.state().rflags) << program;
     ASSERT_EQ(left.state().fpu.ymm, right.state().fpu.ymm) << program;
     ASSERT_EQ(left.state().fpu.mxcsr, right.state().fpu.mxcsr) << program;
-    ASSERT_EQ(std::memcmp(left.ram.at(Guest::data), right.ram.at(Guest::data), 0x3000), 0)
+    ASSERT_EQ(std::memcmp(left.ram.at(Guest::data), right.ram.at(Guest::data), data_size), 0)
         << program;
-    ASSERT_EQ(
-        std::memcmp(left.ram.at(Guest::stack - 0x200), right.ram.at(Guest::stack - 0x200), 0x240),
-        0)
+    ASSERT_EQ(std::memcmp(left.ram.at(Guest::stack), right.ram.at(Guest::stack), 0x40), 0)
         << program;
 }
 
@@ -294,7 +350,7 @@ TEST_P(TranslatorDifferential, RandomPrograms)
         for (Guest* const guest : {&reference, &translated}) {
             set_up(*guest, program, seed);
             if (GetParam() == TranslationMode::On) {
-                guest->put<std::uint32_t>(Guest::data + 0x2000, 60);
+                guest->put<std::uint32_t>(Guest::data + 0x8000, 60);
             }
             guest->run();
         }

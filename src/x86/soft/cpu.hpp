@@ -149,6 +149,9 @@ struct TranslatedState {
     /// YMM registers are in the host's: 0 no, 1 for SSE instructions, 2 for AVX ones too.
     std::uint32_t vectors{};
     std::array<std::uint64_t, 2> spare{};  ///< Within one instruction.
+    static constexpr std::size_t window_count = 3;
+    /// Linear address + this = host address, for what a block has looked up (emit_window.cpp).
+    std::array<std::uint64_t, window_count> windows{};
     /// PAUSEs until the host's scheduler is asked who else might run: a spinning guest waits for
     /// another vCPU, which may have no host CPU.
     static constexpr std::int32_t pauses = 64;

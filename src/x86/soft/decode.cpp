@@ -450,8 +450,7 @@ DecodeStatus recognize(std::span<const std::byte> bytes, CodeSize size, Shape& s
         ZydisDecoderDecodeInstruction(&decoder, &context, bytes.data(), bytes.size(), &raw);
     if (ZYAN_FAILED(status)) {
         const DecodeStatus reason = failure(status);
-        if (reason == DecodeStatus::Invalid ||
-            (reason == DecodeStatus::Truncated && is_foreign(bytes, size))) {
+        if (reason == DecodeStatus::Invalid || is_foreign(bytes, size)) {
             return status_of_undefined(bytes, size);
         }
         // All bytes that may be needed are fetched before their number is found too large.

@@ -197,9 +197,7 @@ void BlockEmitter::call_found()
 
 void BlockEmitter::push_return_address()
 {
-    clobber();
-    add_to_word(r10, guest_rsp, -std::int64_t{word_size()});
-    look_up(word_size(), true);
+    word_near(Rsp, -static_cast<std::int32_t>(word_size()), true);
     mov(r11, state(layout_.code_page));
     add_to_word(r11, r11, page_offset_ + op_->next_offset());
     mov(word_at(r10), sized(r11));
@@ -231,8 +229,7 @@ bool BlockEmitter::emit_return(const Insn& insn)
     const auto released = insn.opcode == 0xc2 ? (insn.immediate & 0xffffU) : std::uint64_t{0};
     clobber();
     check_requests();
-    mov(sized(r10), sized(guest_rsp));
-    look_up(word_size(), false);
+    word_near(Rsp, 0, false);
     mov(sized(r10), word_at(r10));
     look_up_code();
     add_to_word(guest_rsp, guest_rsp, static_cast<std::int64_t>(word_size() + released));

@@ -130,9 +130,7 @@ bool BlockEmitter::emit_push(const Insn& insn)
         mov(sized(r11), word_at(r10));
         mov(state(layout_.spare), r11);
     }
-    clobber();
-    add_to_word(r10, guest_rsp, -std::int64_t{word_size()});
-    look_up(word_size(), true);
+    word_near(Rsp, -static_cast<std::int32_t>(word_size()), true);
     if (insn.opcode == 0x68 || insn.opcode == 0x6a) {
         mov(word_at(r10), is_wide_ ? insn.immediate : insn.immediate & 0xffff'ffffU);
     } else if (insn.opcode == 0xff && insn.has_memory) {
@@ -150,9 +148,7 @@ bool BlockEmitter::emit_pop(const Insn& insn)
     if (insn.operand_size != word_size()) {
         return false;
     }
-    clobber();
-    mov(sized(r10), sized(guest_rsp));
-    look_up(word_size(), false);
+    word_near(Rsp, 0, false);
     const std::uint8_t host = host_register[insn.rm];
     if (insn.rm == Rsp) {
         mov(sized(guest_rsp), word_at(r10));
@@ -170,9 +166,7 @@ bool BlockEmitter::emit_leave(const Insn& insn)
     if (insn.operand_size != word_size()) {
         return false;
     }
-    clobber();
-    mov(sized(r10), sized(guest_rbp));
-    look_up(word_size(), false);
+    word_near(Rbp, 0, false);
     add_to_word(guest_rsp, guest_rbp, word_size());
     mov(sized(guest_rbp), word_at(r10));
     return true;
@@ -307,6 +301,7 @@ bool BlockEmitter::emit_divide(const Insn& insn)
             return false;
         }
         host_address(insn, size, false, 0);
+        clobber();
         if (size == 4) {
             mov(r10d, dword[r10]);
         } else {

@@ -82,6 +82,14 @@ void BlockEmitter::host_address(const Insn& insn,
                                 bool write,
                                 std::uint8_t alignment)
 {
+    const bool is_near = is_wide_ && alignment == 0 && insn.index == Insn::no_register &&
+                         insn.base < 16 && insn.address_size == 8 && insn.segment != Fs &&
+                         insn.segment != Gs;
+    if (is_near) {
+        access_near({insn.base, static_cast<std::int32_t>(insn.displacement),
+                     static_cast<std::uint8_t>(size), write});
+        return;
+    }
     clobber();
     effective_address(insn, r10);
     if (insn.segment == Fs || insn.segment == Gs) {
@@ -94,9 +102,16 @@ void BlockEmitter::host_address(const Insn& insn,
     look_up(size, write);
 }
 
+void BlockEmitter::look_up(std::size_t size, bool write)
+{
+    // The difference to the tag is the offset in the page.
+    find_entry(size, write);
+    add(r10, ptr[r11 + offsetof(TlbEntry, host)]);
+}
+
 /// As `TlbEntry` says: the page of the address must be the entry's, and the access end in it.  The
 /// difference of address and tag is the offset in the page if so, and larger if not.
-void BlockEmitter::look_up(std::size_t size, bool write)
+void BlockEmitter::find_entry(std::size_t size, bool write)
 {
     static_assert(sizeof(TlbEntry) == 32 && Tlb::entry_count == 4096 &&
                   offsetof(Tlb, entries) == 0);
@@ -114,7 +129,17 @@ void BlockEmitter::look_up(std::size_t size, bool write)
     xor_(r10, ptr[r11 + (write ? offsetof(TlbEntry, write_tag) : offsetof(TlbEntry, read_tag))]);
     cmp(r10, static_cast<std::uint32_t>(4096 - size));
     exit_if(Condition::Above);
-    add(r10, ptr[r11 + offsetof(TlbEntry, host)]);
+}
+
+void BlockEmitter::word_near(unsigned guest_register, std::int32_t distance, bool write)
+{
+    if (is_wide_) {
+        access_near({static_cast<std::uint8_t>(guest_register), distance, 8, write});
+        return;
+    }
+    const Xbyak::Reg64 base = load(guest_register, r10);
+    add_to_word(r10, base, distance);
+    look_up(word_size(), write);
 }
 
 void BlockEmitter::ensure_vectors(std::uint8_t level)

@@ -150,6 +150,7 @@ void BlockEmitter::emit(std::size_t at,
     stubs_.clear();
     vector_loads_.clear();
     start_ = Place{};
+    windows_.fill({});
     vectors_ = 0;
     x87_ = false;
     ended_ = false;
@@ -161,12 +162,33 @@ void BlockEmitter::emit(std::size_t at,
     bind(start_);
     is_wide_ = code_size == CodeSize::Bits64;
     flags_ = {false, true};
-    emit_steps(bytes, cpu, code_size);
+    decode_steps(bytes, cpu, code_size);
+    emit_steps(cpu);
     emit_cold();
     emit_entries();
 }
 
-void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size)
+void BlockEmitter::decode_steps(std::span<const std::byte> bytes,
+                                const Cpu& cpu,
+                                CodeSize code_size)
+{
+    for (std::size_t i = 0; i < steps_.size(); ++i) {
+        const Op& op = block_->ops()[i];
+        Step& step = steps_[i];
+        step.is_offered =
+            op.interpret != raise_ud && op.interpret != leave_unknown && op.length != 0 &&
+            cpu.blocks->decoder().decode(bytes.subspan(op.offset), code_size, step.insn) ==
+                DecodeStatus::Ok;
+        if (step.is_offered) {
+            fall_back(cpu, step.insn);
+            step.has_form =
+                find_form(step.insn, step.form) || find_vector_form(step.insn, step.form);
+            step.effects = effects_of(step.insn, step.has_form ? &step.form : nullptr);
+        }
+    }
+}
+
+void BlockEmitter::emit_steps(const Cpu& cpu)
 {
     for (step_ = 0; step_ < steps_.size() && !ended_; ++step_) {
         const Op& op = block_->ops()[step_];
@@ -175,6 +197,7 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
         step.flags = flags_;
         step.vectors = vectors_;
         step.x87 = x87_;
+        step.windows = windows_;
         step.is_emitted = true;
         bind(step.body);
         // The last one is another where bytes follow that are no instruction.
@@ -182,23 +205,18 @@ void BlockEmitter::emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, 
             fall_out(op);
             continue;
         }
-        Insn insn;
-        const bool is_offered =
-            op.interpret != raise_ud && op.interpret != leave_unknown && op.length != 0 &&
-            cpu.blocks->decoder().decode(bytes.subspan(op.offset), code_size, insn) ==
-                DecodeStatus::Ok;
-        if (is_offered) {
-            fall_back(cpu, insn);
-        }
-        if (!is_offered || !emit_step(insn, op, cpu)) {
+        if (!step.is_offered || !emit_step(step, op, cpu)) {
             interpret();
-            ended_ = ended_ || step_ + 1 == steps_.size() || (is_offered && ends_block(insn));
+            ended_ =
+                ended_ || step_ + 1 == steps_.size() || (step.is_offered && ends_block(step.insn));
         }
+        move_windows();
     }
 }
 
-bool BlockEmitter::emit_step(const Insn& insn, const Op& op, const Cpu& cpu)
+bool BlockEmitter::emit_step(const Step& step, const Op& op, const Cpu& cpu)
 {
+    const Insn& insn = step.insn;
     if (!is_wide_ && ignores_vex_bits(insn)) {
         return false;
     }
@@ -216,9 +234,8 @@ bool BlockEmitter::emit_step(const Insn& insn, const Op& op, const Cpu& cpu)
     if (ends_block(insn)) {
         return false;
     }
-    Form form;
-    if (find_form(insn, form) || find_vector_form(insn, form)) {
-        return emit_form(insn, form);
+    if (step.has_form) {
+        return emit_form(insn, step.form);
     }
     // 32-bit code sees other pointers in the x87 state, and VZEROALL clears half of the registers.
     return (is_wide_ &&
@@ -308,6 +325,13 @@ void BlockEmitter::emit_entries()
         if (step.x87) {
             step_ = i;
             check_x87();
+        }
+        for (std::size_t j = 0; j < step.windows.size(); ++j) {
+            if (step.windows[j].base != Window::none) {
+                step_ = i;
+                windows_[j] = step.windows[j];
+                open_window(j);
+            }
         }
         if (step.flags.native) {
             unpark();

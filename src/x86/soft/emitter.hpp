@@ -53,6 +53,7 @@ struct CpuLayout {
     std::size_t vectors;
     std::size_t pauses_left;
     std::size_t spare;
+    std::size_t windows;
     std::size_t cr0;
     std::size_t cr4;
     std::size_t xcr0;
@@ -152,6 +153,30 @@ struct Form {
 /// The same for vector instructions (emit_vector.cpp).
 [[nodiscard]] bool find_vector_form(const Insn& insn, Form& form) noexcept;
 
+/// Bytes at a distance from a general register.
+struct MemoryAccess {
+    std::uint8_t base{};
+    std::int32_t distance{};
+    std::uint8_t size{};
+    bool write{};
+};
+
+/// What an instruction does to registers and near them (emit_window.cpp).
+struct Effects {
+    static constexpr std::uint8_t none = 0xff;
+
+    bool is_known{};              ///< Else it may do anything.
+    bool may_leave{};             ///< What follows may not be executed.
+    std::uint16_t writes{};       ///< General registers, a bit for each.
+    std::uint8_t adjusted{none};  ///< One of those, to which a constant is added.
+    std::int32_t adjustment{};
+    std::array<MemoryAccess, 2> accesses{};
+    std::size_t access_count{};
+};
+
+/// @param form  of `insn`, or null.
+[[nodiscard]] Effects effects_of(const Insn& insn, const Form* form) noexcept;
+
 /// Emits code that all blocks share.
 class SharedEmitter : public Xbyak::CodeGenerator {
 public:
@@ -202,8 +227,27 @@ private:
         bool native{};
         bool parked{};
     };
+    /// Memory near a register that has been looked up: slot `TranslatedState::windows` has what
+    /// makes its host address.
+    struct Window {
+        static constexpr std::uint8_t none = 0xff;
+
+        std::uint8_t base{none};
+        bool write{};
+        std::int32_t low{};  ///< Bytes [low, high) from what `base` was then.
+        std::int32_t high{};
+        std::int32_t shift{};  ///< Added to `base` since.
+        std::size_t last{};    ///< The last step with an access.
+    };
+    using Windows = std::array<Window, TranslatedState::window_count>;
     /// One operation.
     struct Step {
+        Insn insn{};
+        Form form{};
+        bool is_offered{};  ///< There is an instruction.
+        bool has_form{};
+        Effects effects{};
+        Windows windows{};  ///< At its start.
         Place exit{};
         Place body{};
         Flags flags{};           ///< At its start.
@@ -235,8 +279,9 @@ private:
     };
 
     // emitter.cpp
-    void emit_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
-    [[nodiscard]] bool emit_step(const Insn& insn, const Op& op, const Cpu& cpu);
+    void decode_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
+    void emit_steps(const Cpu& cpu);
+    [[nodiscard]] bool emit_step(const Step& step, const Op& op, const Cpu& cpu);
     [[nodiscard]] bool emit_legacy(const Insn& insn);
     void emit_cold();
     void emit_entries();
@@ -284,7 +329,17 @@ private:
     void host_address(const Insn& insn, std::size_t size, bool write, std::uint8_t alignment);
     /// r10 = host address of linear address r10, or exit.
     void look_up(std::size_t size, bool write);
+    /// r11 = the entry of linear address r10, which becomes its offset in the page, or exit.
+    void find_entry(std::size_t size, bool write);
+    /// r10 = host address of what is at the register plus `distance`, or exit.
+    void word_near(unsigned guest_register, std::int32_t distance, bool write);
     void ensure_vectors(std::uint8_t level);
+
+    // Several accesses by one look-up (emit_window.cpp).
+    void access_near(const MemoryAccess& access);
+    [[nodiscard]] bool plan_window(const MemoryAccess& access, Window& window) const;
+    void open_window(std::size_t number);
+    void move_windows();
 
     // Instructions as themselves (emit_form.cpp).
     struct Operand {
@@ -342,6 +397,7 @@ private:
     const Op* op_{};
     Flags flags_{};
     std::uint8_t vectors_{};
+    Windows windows_{};
     bool x87_{};    ///< `check_x87()` has been passed.
     bool ended_{};  ///< Nothing falls through to the next step.
     std::vector<Edge> edges_;

@@ -38,6 +38,7 @@ CpuLayout::CpuLayout(const Cpu& cpu) noexcept
       vectors(distance(cpu, &cpu.translated.vectors)),
       pauses_left(distance(cpu, &cpu.translated.pauses_left)),
       spare(distance(cpu, cpu.translated.spare.data())),
+      windows(distance(cpu, cpu.translated.windows.data())),
       cr0(distance(cpu, &cpu.cr0)),
       cr4(distance(cpu, &cpu.cr4)),
       xcr0(distance(cpu, &cpu.xcr0)),

@@ -13,7 +13,7 @@ using OpcodeSet = std::array<std::uint16_t, 16>;
 
 constexpr OpcodeSet modrm_one_byte{0x0f0f, 0x0f0f, 0x0f0f, 0x0f0f, 0,      0,      0x0a0c, 0,
                                    0xffff, 0,      0,      0,      0x00f3, 0xff0f, 0,      0xc0c0};
-constexpr OpcodeSet modrm_0f{0xa00f, 0xffff, 0xff0f, 0x0000, 0xffff, 0xffff, 0xffff, 0xff7f,
+constexpr OpcodeSet modrm_0f{0x200f, 0xffff, 0xff0f, 0x0000, 0xffff, 0xffff, 0xffff, 0xff7f,
                              0,      0xffff, 0xf8f8, 0xffff, 0x00ff, 0xffff, 0xffff, 0xffff};
 constexpr OpcodeSet byte_one_byte{0x1010, 0x1010, 0x1010, 0x1010, 0,      0,      0x0c00, 0xffff,
                                   0x000d, 0,      0x0100, 0x00ff, 0x2043, 0x0030, 0x08ff, 0};
@@ -68,8 +68,7 @@ private:
         }
         opcode_ = opcode;
         const bool has_row = map_ >= 2 || holds(map_ == 0 ? modrm_one_byte : modrm_0f, opcode);
-        // VEX.0F 0F is not 3DNow!'s.
-        has_modrm_ = map_ <= 3 && has_row && !(vex && map_ == 1 && opcode == 0x0f);
+        has_modrm_ = map_ <= 3 && has_row;
     }
 
     unsigned take() noexcept

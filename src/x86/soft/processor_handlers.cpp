@@ -9,6 +9,8 @@
 #include <cpuid.h>
 #include <sys/random.h>
 
+#include <x86intrin.h>
+
 #include "vmm/x86/quirk.hpp"
 #include "x86/cpuid_answer.hpp"
 #include "x86/soft/system.hpp"
@@ -85,8 +87,10 @@ const Op* rdtsc(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
+/// Unlike RDTSC it waits for what comes before it.  SDM Vol. 2B "RDTSCP".
 const Op* rdtscp(Cpu& cpu, const Op* op)
 {
+    _mm_lfence();
     read_time_stamp(cpu);
     cpu.gpr[Rcx] = cpu.tsc_aux & 0xffff'ffffU;
     return next(cpu, op);
