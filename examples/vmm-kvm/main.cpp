@@ -44,7 +44,8 @@ Example:
     vmm-kvm --engine soft -- qemu-system-x86_64 -accel kvm -M q35 -m 512M -nographic -kernel VMLINUZ -append console=ttyS0
 
 PROGRAM's calls of the C library are hooked if it is linked dynamically; its system calls are served if it is linked
-statically, or with --raw, which costs more for each call.  The exit status is that of PROGRAM; 1 if it could not be started, 2 for wrong usage.
+statically, or with --raw, which costs more for each call.  VMM_KVM_PATCH=0 in the environment
+leaves the text of such a program as it is, so that each ioctl costs over a microsecond.  The exit status is that of PROGRAM; 1 if it could not be started, 2 for wrong usage.
 )";
 
 struct Options {

@@ -24,9 +24,8 @@ std::atomic<unsigned> process_number{0};
 /// its own.
 std::atomic<pid_t> owner{0};
 
-/// As many as Linux lets a process have (fs.nr_open); pages of it that are not used cost nothing.
-constexpr std::size_t max_descriptors = std::size_t{1} << 20U;
-std::array<std::atomic<bool>, max_descriptors> is_ours{};
+/// Pages of it that are not used cost nothing.
+std::array<std::atomic<bool>, FileTable::max_descriptors> is_ours{};
 
 struct Table {
     std::shared_mutex mutex;
@@ -41,7 +40,7 @@ Table& table()
 
 bool is_in_reach(int fd) noexcept
 {
-    return fd >= 0 && static_cast<std::size_t>(fd) < max_descriptors;
+    return fd >= 0 && static_cast<std::size_t>(fd) < FileTable::max_descriptors;
 }
 
 /// A child has its parent's files, but not the threads that serve them: they are never destroyed.
@@ -96,6 +95,11 @@ FileTable& FileTable::instance()
 {
     static FileTable& one = *new FileTable;
     return one;
+}
+
+const std::atomic<bool>* FileTable::hints() const noexcept
+{
+    return is_ours.data();
 }
 
 std::shared_ptr<File> FileTable::find(int fd) const noexcept

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -64,6 +65,10 @@ public:
     /// The one of this process; never destroyed, so that threads may run while the process ends.
     [[nodiscard]] static FileTable& instance();
 
+    /// As many as Linux lets a process have (fs.nr_open).
+    static constexpr std::size_t max_descriptors = std::size_t{1} << 20U;
+    /// `max_descriptors` of them: whether find() may find something.
+    [[nodiscard]] const std::atomic<bool>* hints() const noexcept;
     /// Null for a descriptor of another kind, at the price of a load.
     [[nodiscard]] std::shared_ptr<File> find(int fd) const noexcept;
     /// `fd` leads to `file` now.  @return false: it is beyond what the table holds.

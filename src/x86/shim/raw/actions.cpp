@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "x86/shim/raw/stub.hpp"
 #include "x86/shim/signals.hpp"
 
 namespace vmm::shim::raw {
@@ -20,8 +21,6 @@ namespace {
 constexpr std::uint64_t default_action = 0;  // SIG_DFL.
 constexpr std::uint64_t ignore_action = 1;   // SIG_IGN.
 constexpr std::uint64_t has_restorer = 0x0400'0000;
-constexpr KernelSet faults =
-    set_of(SIGSEGV) | set_of(SIGBUS) | set_of(SIGFPE) | set_of(SIGILL) | set_of(SIGTRAP);
 
 std::mutex changes;
 /// All that the client has said.
@@ -184,7 +183,11 @@ void vmm_raw_in_library(int signal, const siginfo_t* info, ucontext_t* context) 
                         reinterpret_cast<std::uint64_t>(&plain), 0, sizeof(raw::KernelSet));
     } else {
         // It waits until the client is there.
-        raw::mask_of(*context) |= raw::set_of(signal);
+        if (raw::ClientThread& thread = raw::this_thread(); thread.by_stub != 0) {
+            raw::defer_signals(thread, signal, *context);
+        } else {
+            raw::mask_of(*context) |= raw::set_of(signal);
+        }
         const auto pid = static_cast<std::uint64_t>(::getpid());
         const auto tid = static_cast<std::uint64_t>(::syscall(SYS_gettid));
         vmm_raw_syscall(SYS_rt_tgsigqueueinfo, pid, tid, static_cast<std::uint64_t>(signal),

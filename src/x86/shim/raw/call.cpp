@@ -10,6 +10,8 @@
 #include <linux/audit.h>
 #include <sys/syscall.h>
 
+#include "x86/shim/raw/stub.hpp"
+
 namespace vmm::shim::raw {
 namespace {
 
@@ -61,6 +63,7 @@ Outcome dispatch(Call& call) noexcept
     case SYS_rt_sigaction: return do_rt_sigaction(call);
     case SYS_rt_sigprocmask: return do_rt_sigprocmask(call);
     case SYS_rt_sigreturn: return do_rt_sigreturn(call);
+    case SYS_sigaltstack: return do_sigaltstack(call);
     case SYS_rt_sigsuspend: return do_wait_with_mask(call, 0, 1);
     case SYS_ppoll: return do_wait_with_mask(call, 3, 4);
     case SYS_epoll_pwait:
@@ -123,6 +126,8 @@ ucontext_t* vmm_raw_serve(vmm::shim::raw::ClientThread* thread,
         context->uc_mcontext.gregs[REG_RAX] = -ENOSYS;
         return context;
     }
+    choose_way(*thread, context->uc_stack,
+               static_cast<std::uint64_t>(context->uc_mcontext.gregs[REG_RSP]));
     Call call{*thread, *context, info->si_syscall};
     return call.finish(dispatch(call));
 }

@@ -102,9 +102,13 @@ private:
 [[nodiscard]] Outcome do_rt_sigaction(Call& call) noexcept;
 [[nodiscard]] Outcome do_rt_sigprocmask(Call& call) noexcept;
 [[nodiscard]] Outcome do_rt_sigreturn(Call& call) noexcept;
+[[nodiscard]] Outcome do_sigaltstack(Call& call) noexcept;
 /// A call that waits with another mask, which is at an argument.
 [[nodiscard]] Outcome do_wait_with_mask(Call& call, std::size_t mask, std::size_t size) noexcept;
 [[nodiscard]] Outcome do_pselect6(Call& call) noexcept;
+
+/// Whether the client has no other thread than this one.
+[[nodiscard]] bool is_only_thread() noexcept;
 
 /// The client's file in the place of ours, if /proc/self/exe is what it names.
 void replace_own_path(Call& call, std::size_t path) noexcept;

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -37,6 +38,10 @@ using KernelSet = std::uint64_t;
 /// Signals that are never blocked, whatever the client says: the library needs them.
 inline constexpr KernelSet never_blocked = set_of(SIGSEGV) | set_of(SIGBUS) | set_of(SIGSYS);
 
+/// What instructions raise; not blocked while the library runs.
+inline constexpr KernelSet faults =
+    set_of(SIGSEGV) | set_of(SIGBUS) | set_of(SIGFPE) | set_of(SIGILL) | set_of(SIGTRAP);
+
 struct FreeMemory {
     void operator()(void* memory) const noexcept;
 };
@@ -45,12 +50,25 @@ struct FreeMemory {
 struct CrossingState {
     CrossingState* self;
     std::uint8_t in_client;  ///< The kernel's selector: whether system calls are dispatched.
+    std::uint8_t by_stub;    ///< The library has been entered by a stub: signals are not blocked.
     std::uint64_t library_fs;
     std::uint64_t client_fs;
     std::uint64_t library_stack;
     std::uint64_t client_next;  ///< Where a system call that is passed on returns to.
     /// What it was called with: RDI, RSI, RDX, R10, R8, R9.
     std::array<std::uint64_t, argument_count> arguments;
+
+    // Of a call by a stub (see stub.cpp).
+    std::uint64_t client_stack;
+    std::uint64_t client_result;  ///< RAX where the client goes on.
+    KernelSet client_mask;        ///< The client's, if `is_deferred`.
+    /// A signal has come: all are blocked but faults until the client goes on.
+    std::uint64_t is_deferred;
+    const std::atomic<bool>* descriptors;  ///< Whether a file of ours is behind each.
+    std::byte* vectors;                    ///< Where XSAVEC puts the client's.
+    std::uint64_t client_resume;           ///< RIP that a signal shows on the way back.
+    std::uint64_t client_target;           ///< Where the way back ends.
+    std::uint64_t stub_entry;              ///< Where stubs jump to.
 };
 static_assert(offsetof(CrossingState, self) == 0);
 static_assert(offsetof(CrossingState, in_client) == 8);
@@ -58,7 +76,17 @@ static_assert(offsetof(CrossingState, library_fs) == 16);
 static_assert(offsetof(CrossingState, client_fs) == 24);
 static_assert(offsetof(CrossingState, library_stack) == 32);
 static_assert(offsetof(CrossingState, client_next) == 40);
+static_assert(offsetof(CrossingState, by_stub) == 9);
 static_assert(offsetof(CrossingState, arguments) == 48);
+static_assert(offsetof(CrossingState, client_stack) == 96);
+static_assert(offsetof(CrossingState, client_result) == 104);
+static_assert(offsetof(CrossingState, client_mask) == 112);
+static_assert(offsetof(CrossingState, is_deferred) == 120);
+static_assert(offsetof(CrossingState, descriptors) == 128);
+static_assert(offsetof(CrossingState, vectors) == 136);
+static_assert(offsetof(CrossingState, client_resume) == 144);
+static_assert(offsetof(CrossingState, client_target) == 152);
+static_assert(offsetof(CrossingState, stub_entry) == 160);
 
 struct ClientThread : CrossingState {
     ClientThread() noexcept : CrossingState{} { self = this; }
@@ -77,6 +105,10 @@ struct ClientThread : CrossingState {
     std::array<std::uint64_t, 2> passed_set_argument{};
     std::vector<std::uint64_t> passed_strings;
 
+    // Of a call by a stub.
+    sigset_t deferred_mask{};  ///< `client_mask` for set_client_mask().
+    std::unique_ptr<std::byte, FreeMemory> vector_memory;
+
     // How it begins.
     ucontext_t start{};
     std::unique_ptr<std::byte, FreeMemory> start_fpu;
@@ -89,6 +121,15 @@ struct ClientThread : CrossingState {
 {
     // SAFETY: glibc's set begins with the kernel's, which is all that a kernel's frame has.
     return *reinterpret_cast<KernelSet*>(&context.uc_sigmask);
+}
+
+/// The one that this thread is.
+[[nodiscard]] inline ClientThread& this_thread() noexcept
+{
+    ClientThread* thread = nullptr;
+    // NOLINTNEXTLINE(hicpp-no-assembler)
+    asm volatile("rdgsbase %0" : "=r"(thread));
+    return *thread;
 }
 
 /// Has the kernel dispatch this thread's system calls, from when it is in the client.

@@ -37,6 +37,20 @@ vmm_raw_passed:
     jmp *%gs:40
 vmm_raw_pass_end:
 
+    # The end of a call by a stub that a signal has met (stub.cpp): on the client's stack already.  The
+    # client's mask is set as if the client did so itself, and what waited is delivered to it.
+    .globl vmm_raw_unblock, vmm_raw_unblock_end
+vmm_raw_unblock:
+    mov %gs:24, %rax
+    wrfsbase %rax
+    movb $1, %gs:8
+    movq $0, %gs:120
+    mov $14, %eax               # rt_sigprocmask; its arguments are there.
+    syscall
+    mov %gs:104, %rax
+    jmp vmm_raw_passed
+vmm_raw_unblock_end:
+
     .globl vmm_raw_syscall
 vmm_raw_syscall:
     mov %rdi, %rax
@@ -67,6 +81,7 @@ vmm_raw_on_sigsys:
     mov 16(%rbx), %rax
     wrfsbase %rax
     movb $0, 8(%rbx)
+    movb $0, 9(%rbx)
     mov 32(%rbx), %rsp
     mov %rbx, %rdi
     call vmm_raw_serve
@@ -110,8 +125,6 @@ vmm_raw_on_signal:
     rdgsbase %rax
     test %rax, %rax
     jz 8f
-    cmpb $0, 8(%rax)
-    je 8f
     # If a system call that is passed on has been interrupted, the frame is made to show the client's
     # own SYSCALL, before a handler makes another one.  Another signal may come on the way: until
     # vmm_raw_shown, RDX stays at the frame and nothing is written but there, so that the second one
@@ -126,11 +139,81 @@ vmm_raw_on_signal:
     mov %r9, 168(%r8)
     mov 136(%r8), %r8
     jmp 5b
-6:  lea vmm_raw_pass(%rip), %r9
+    # The same on the ways of a stub.  In a stub itself: the client's SYSCALL is behind what the stub
+    # loads into RCX.
+6:  lea vmm_raw_stub_pages(%rip), %r9
+    lea vmm_raw_stub_pages_end(%rip), %r10
+1:  mov %rcx, %r11
+    sub (%r9), %r11
+    cmp $4096, %r11
+    jb 2f
+    add $8, %r9
+    cmp %r10, %r9
+    jne 1b
+    jmp 3f
+2:  and $-16, %rcx
+    movslq 3(%rcx), %r9
+    lea 5(%rcx, %r9), %r9
+    movq $16, 144(%r8)
+    mov %r9, 168(%r8)
+    jmp 8f
+    # On the way in: as if nothing had been done.
+3:  lea vmm_raw_stub_avoid(%rip), %r9
+    cmp %r9, %rcx
+    jb 3f
+    lea vmm_raw_stub_inside(%rip), %r9
+    cmp %r9, %rcx
+    jae 3f
+    lea vmm_raw_stub_entering(%rip), %r9
+    cmp %r9, %rcx
+    jb 2f
+    mov 24(%rax), %r9
+    wrfsbase %r9
+    movb $1, 8(%rax)
+2:  mov 152(%r8), %r9
+    sub $2, %r9
+    movq $16, 144(%r8)
+    mov %r9, 168(%r8)
+    jmp 8f
+    # On the way out: as if the client were there.
+3:  lea vmm_raw_stub_leaving(%rip), %r9
+    cmp %r9, %rcx
+    jb 3f
+    lea vmm_raw_stub_end(%rip), %r9
+    cmp %r9, %rcx
+    jae 3f
+    mov 24(%rax), %r9
+    wrfsbase %r9
+    movb $1, 8(%rax)
+    mov 104(%rax), %r9
+    mov %r9, 144(%r8)
+    mov 144(%rax), %r9
+    mov %r9, 168(%r8)
+    jmp 8f
+    # The same where the client's mask is to be set, which the frame does then.
+3:  lea vmm_raw_unblock(%rip), %r9
+    mov %rcx, %r10
+    sub %r9, %r10
+    cmp $(vmm_raw_unblock_end - vmm_raw_unblock), %r10
+    jae 3f
+    mov 24(%rax), %r9
+    wrfsbase %r9
+    movb $1, 8(%rax)
+    movq $0, 120(%rax)
+    mov 104(%rax), %r9
+    mov %r9, 144(%r8)
+    mov 112(%rax), %r9
+    mov %r9, 296(%r8)
+    mov $1, %ecx
+    jmp 1f
+    # In a call that is passed on.
+3:  cmpb $0, 8(%rax)
+    je 8f
+    lea vmm_raw_pass(%rip), %r9
     sub %r9, %rcx
     cmp $(vmm_raw_pass_end - vmm_raw_pass), %rcx
     jae 8f
-    mov 48(%rax), %r9
+1:  mov 48(%rax), %r9
     mov %r9, 104(%r8)
     mov 56(%rax), %r9
     mov %r9, 112(%r8)
@@ -182,6 +265,8 @@ namespace vmm::shim::raw {
 template <int Register>
 constexpr std::size_t offset_in_frame = offsetof(ucontext_t, uc_mcontext) +
                                         offsetof(mcontext_t, gregs) + Register * sizeof(greg_t);
+static_assert(offsetof(ucontext_t, uc_sigmask) == 296);
+static_assert(offset_in_frame<REG_RAX> == 144 && offset_in_frame<REG_RCX> == 152);
 static_assert(offset_in_frame<REG_R8> == 40 && offset_in_frame<REG_R9> == 48 &&
               offset_in_frame<REG_R10> == 56 && offset_in_frame<REG_RDI> == 104 &&
               offset_in_frame<REG_RSI> == 112 && offset_in_frame<REG_RDX> == 136 &&

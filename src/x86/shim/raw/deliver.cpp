@@ -12,6 +12,7 @@
 
 #include "x86/shim/raw/actions.hpp"
 #include "x86/shim/raw/client_thread.hpp"
+#include "x86/shim/raw/stub.hpp"
 
 #ifndef ARCH_SET_CPUID
 #define ARCH_SET_CPUID 0x1012
@@ -132,6 +133,8 @@ std::uint64_t vmm_raw_deliver(vmm::shim::raw::ClientThread* thread,
         act_by_default(*thread, signal, *info);
         return nothing_to_do;
     }
+    // It may be on the alternate stack: stub.hpp.
+    thread->stub_entry = address_of(vmm_raw_stub_avoid);
     if ((__atomic_load_n(&wanted.flags, __ATOMIC_RELAXED) & SA_RESETHAND) != 0) {
         __atomic_store_n(&wanted.handler, std::uint64_t{0}, __ATOMIC_RELEASE);
         if (!may_be_librarys) {

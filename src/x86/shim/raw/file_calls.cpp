@@ -15,6 +15,7 @@
 #include "x86/shim/device_node.hpp"
 #include "x86/shim/file.hpp"
 #include "x86/shim/raw/call.hpp"
+#include "x86/shim/raw/stub.hpp"
 #include "x86/shim/raw/user_path.hpp"
 #include "x86/shim/signals.hpp"
 #include "x86/shim/system_file.hpp"
@@ -110,6 +111,7 @@ Outcome do_ioctl(Call& call) noexcept
     }
     spare_alternate_stack(call);
     const ClientMask mask{call.context()};
+    consider_stub(static_cast<std::uint64_t>(call.context().uc_mcontext.gregs[REG_RIP]));
     return file->ioctl(static_cast<unsigned>(call.argument(1)), call.argument(2));
 }
 

@@ -24,6 +24,7 @@
 #include "x86/shim/raw/client_thread.hpp"
 #include "x86/shim/raw/image.hpp"
 #include "x86/shim/raw/start_stack.hpp"
+#include "x86/shim/raw/stub.hpp"
 
 namespace {
 
@@ -97,6 +98,10 @@ int main(int argc, char** argv)
     static ClientThread thread;
     thread.is_main = true;
     thread.tid = ::getpid();
+    start_stubs();
+    if (!make_stub_state(thread)) {
+        die(status_cannot, "no memory");
+    }
     start_actions();
     if (const int error = take_system_calls(thread); error != 0) {
         die(status_cannot, std::string{path} +

@@ -7,6 +7,7 @@
 
 #include "x86/shim/raw/actions.hpp"
 #include "x86/shim/raw/call.hpp"
+#include "x86/shim/raw/stub.hpp"
 
 namespace vmm::shim::raw {
 
@@ -37,10 +38,26 @@ Outcome do_rt_sigreturn(Call& call) noexcept
         mask &= ~never_blocked;
         static_cast<void>(copy_out(frame + mask_offset, mask));
     }
+    stack_t alternate{};
+    std::uint64_t stack = 0;
+    constexpr std::size_t stack_offset =
+        offsetof(ucontext_t, uc_mcontext) + offsetof(mcontext_t, gregs) + REG_RSP * sizeof(greg_t);
+    if (copy_in(alternate, frame + offsetof(ucontext_t, uc_stack)) &&
+        copy_in(stack, frame + stack_offset)) {
+        choose_way(call.thread(), alternate, stack);
+    } else {
+        avoid_stubs(call.thread());
+    }
     // SAFETY: the kernel looks at it, and nobody else; where there is nothing, that ends the client
     // as it would have without us.
     call.resume_at(*reinterpret_cast<ucontext_t*>(frame.value()));
     return 0;
+}
+
+Outcome do_sigaltstack(Call& call) noexcept
+{
+    avoid_stubs(call.thread());
+    return pass_on;
 }
 
 Outcome do_wait_with_mask(Call& call, std::size_t mask, std::size_t size) noexcept

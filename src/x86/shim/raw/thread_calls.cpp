@@ -23,6 +23,7 @@
 
 #include "x86/shim/log.hpp"
 #include "x86/shim/raw/call.hpp"
+#include "x86/shim/raw/stub.hpp"
 
 namespace vmm::shim::raw {
 
@@ -119,7 +120,8 @@ long start_thread(Call& call, pid_t& tid)
 {
     const std::uint64_t flags = call.argument(0);
     std::unique_ptr<ClientThread> thread{new (std::nothrow) ClientThread};
-    if (thread == nullptr || !copy_registers(*thread, call.context())) {
+    if (thread == nullptr || !copy_registers(*thread, call.context()) ||
+        !make_stub_state(*thread)) {
         return -ENOMEM;
     }
     greg_t* const registers = &thread->start.uc_mcontext.gregs[0];
@@ -189,6 +191,11 @@ void note_refused(const char* what, std::uint64_t value) noexcept
 }
 
 }  // namespace
+
+bool is_only_thread() noexcept
+{
+    return client_threads.load() == 1;
+}
 
 Outcome do_clone(Call& call) noexcept
 {
