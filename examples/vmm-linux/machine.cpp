@@ -3,6 +3,7 @@
 #include "machine.hpp"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include <fmt/format.h>
@@ -51,6 +52,36 @@ private:
 PortRange ports(std::uint16_t first, std::uint64_t count)
 {
     return *PortRange::make(Port{first}, static_cast<std::uint16_t>(count));
+}
+
+/// What a guest that has triple-faulted has left: enough to see which exception it could not take.
+std::string describe(const vmm::Vcpu& vcpu, const vmm::VmMemory& memory)
+{
+    const vmm::x86::Regs regs = vcpu.regs();
+    const vmm::x86::Sregs sregs = vcpu.sregs();
+    const vmm::x86::VcpuEvents events = vcpu.events();
+    std::string text = fmt::format(
+        "vCPU {}: rip {:04x}:{:#x}, rsp {:04x}:{:#x}, rflags {:#x}\n"
+        "  cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}, efer {:#x}\n"
+        "  idt {:#x}+{:#x}, gdt {:#x}+{:#x}, tss {:#x}+{:#x}, fs {:#x}, gs {:#x}\n"
+        "  rax {:#x}, rbx {:#x}, rcx {:#x}, rdx {:#x}, rsi {:#x}, rdi {:#x}, rbp {:#x}\n",
+        vcpu.id(), sregs.cs.selector, regs.rip, sregs.ss.selector, regs.rsp, regs.rflags, sregs.cr0,
+        sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer, sregs.idt.base, sregs.idt.limit,
+        sregs.gdt.base, sregs.gdt.limit, sregs.tr.base, sregs.tr.limit, sregs.fs.base,
+        sregs.gs.base, regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp);
+    if (events.exception.injected != 0) {
+        text += fmt::format("  delivering exception {}, error code {:#x}\n", events.exception.nr,
+                            events.exception.error_code);
+    }
+    if (events.interrupt.injected != 0) {
+        text += fmt::format("  delivering interrupt {:#x}\n", events.interrupt.nr);
+    }
+    const auto at = vcpu.translate(vmm::Gva{sregs.cs.base + regs.rip});
+    std::array<std::uint8_t, 16> code{};
+    if (at && memory.read(*at, std::as_writable_bytes(std::span{code}))) {
+        text += fmt::format("  code {:02x}\n", fmt::join(code, " "));
+    }
+    return text;
 }
 
 }  // namespace
@@ -273,7 +304,7 @@ void Machine::run_vcpu(vmm::Vcpu& vcpu, const std::function<void(vmm::Vcpu&)>& b
             return stop({Outcome::Kind::Stuck, 0, exit.error().message()});
         }
         if (exit->is<vmm::Shutdown>()) {
-            return stop({Outcome::Kind::TripleFault});
+            return stop({Outcome::Kind::TripleFault, 0, describe(vcpu, vm_.memory())});
         }
         if (const auto* difference = exit->get_if<vmm::Difference>()) {
             return stop({Outcome::Kind::Stuck, 0, std::string{difference->report}});

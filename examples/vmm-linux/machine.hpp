@@ -25,7 +25,7 @@ struct Outcome {
     enum class Kind : std::uint8_t { PowerOff, Reset, Status, TripleFault, Stuck, Quit };
     Kind kind{};
     std::uint32_t status{};  ///< `Status`: what the guest wrote to port 0xf4.
-    std::string detail{};    ///< `Stuck`: what stood in the way.
+    std::string detail{};    ///< `Stuck`: what stood in the way.  `TripleFault`: the state it left.
 };
 
 /// Kernel and initrd, read once and used for each boot.

@@ -150,7 +150,7 @@ int status_of(const Outcome& outcome, bool saw_panic)
     case Outcome::Kind::Reset: return 0;
     case Outcome::Kind::Status: return static_cast<int>(outcome.status & 0xffU);
     case Outcome::Kind::TripleFault:
-        fmt::print(stderr, "vmm-linux: the guest triple-faulted\n");
+        fmt::print(stderr, "vmm-linux: the guest triple-faulted\n{}", outcome.detail);
         return triple_faulted;
     case Outcome::Kind::Stuck: fmt::print(stderr, "vmm-linux: {}\n", outcome.detail); return stuck;
     case Outcome::Kind::Quit: fmt::print(stderr, "vmm-linux: quit\n"); return quit;
