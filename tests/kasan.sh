@@ -5,9 +5,6 @@
 #
 #     tests/kasan.sh [PRESET]      dev; the kernel takes ten minutes or more to build, once
 #
-# Not yet seen to its end: the kernel has been configured and compiled in part, the helper built against it.  Needs KVM_INTEL in
-# the configuration, without which a kernel does not export l1tf_mitigation.
-#
 # Runs tests/svm.sh's checks of the helper in it.  Ends with a line "N passed, N failed"; exit status 0 if nothing failed.
 
 set -euo pipefail

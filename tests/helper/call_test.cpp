@@ -3,6 +3,8 @@
 // The helper's calls and what they refuse: src/x86/helper/ABI.md.
 
 #include <array>
+#include <fstream>
+#include <string>
 #include <thread>
 
 #include <sys/wait.h>
@@ -364,6 +366,54 @@ TEST_F(HelperCall, APageThatTheCallerHasNotIsAnErrorOfTheRun)
     ASSERT_EQ(c.run(), 0);
     EXPECT_EQ(c.ended(), Caller::Ended::Hlt);
     EXPECT_EQ(c.memory[0x3000], std::byte{0x5a});
+}
+
+/// What the caller's page tables have in one piece is one in the guest's, until it is one no more.
+TEST_F(HelperCall, ALargePageIsMappedAtOnce)
+{
+    constexpr std::uint64_t large = 0x20'0000;
+    constexpr std::uint64_t guest_at = 0x60'0000;
+    Caller c;
+    ASSERT_EQ(c.add_memory(), 0);
+    void* const space =
+        ::mmap(nullptr, 3 * large, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(space, MAP_FAILED);
+    const auto aligned = (reinterpret_cast<std::uintptr_t>(space) + large - 1) & ~(large - 1);
+    auto* const memory = reinterpret_cast<std::byte*>(aligned);
+    static_cast<void>(::madvise(memory, large, MADV_HUGEPAGE));
+    std::memset(memory, 0x5a, large);
+    std::ifstream maps{"/proc/self/smaps_rollup"};
+    std::uint64_t huge_kb = 0;
+    for (std::string word; maps >> word;) {
+        if (word == "AnonHugePages:") {
+            maps >> huge_kb;
+        }
+    }
+    if (huge_kb == 0) {
+        GTEST_SKIP() << "no transparent huge page to be had here";
+    }
+    vmm_region region{1, 0, guest_at, large, aligned, 0, 0};
+    ASSERT_EQ(call(c.vm, VMM_SET_REGION, &region), 0);
+
+    // mov $512, %ecx; xor %esi, %esi; 1: mov (%esi), %al; add $0x1000, %esi; dec %cx; jnz 1b; hlt
+    c.place(Caller::code_at, {0xb9, 0x00, 0x02, 0x66, 0x31, 0xf6, 0x67, 0x8a, 0x06, 0x66,
+                              0x81, 0xc6, 0x00, 0x10, 0x00, 0x00, 0x49, 0x75, 0xf3, 0xf4});
+    c.ds() = {0, 0x893, 0xffff'ffff, guest_at};
+    const std::uint64_t entries = c.area->entries;
+    ASSERT_EQ(c.run(), 0);
+    ASSERT_EQ(c.ended(), Caller::Ended::Hlt);
+    EXPECT_EQ(c.area->gpr[1] & 0xffffU, 0U);
+    EXPECT_LT(c.area->entries - entries, 400U) << "512 with pages of 4 KiB, and more";
+
+    // A page of it goes; the guest finds an empty one in its place, and the others as they are.
+    ASSERT_EQ(::madvise(memory + 0x3000, 0x1000, MADV_DONTNEED), 0);
+    c.reset();
+    c.ds().base = guest_at;
+    c.place(Caller::code_at, {0xa0, 0x00, 0x30, 0x8a, 0x26, 0x00, 0x40, 0xf4});  // to AL and AH
+    ASSERT_EQ(c.run(), 0);
+    ASSERT_EQ(c.ended(), Caller::Ended::Hlt);
+    EXPECT_EQ(c.area->gpr[0] & 0xffffU, 0x5a00U);
+    ::munmap(space, 3 * large);
 }
 
 TEST_F(HelperCall, WhatTheCallerMayOnlyReadTheGuestMayNotWrite)

@@ -36,14 +36,9 @@
 	mov 0x18(\base), %rbx
 	mov 0x28(\base), %rbp
 	mov 0x30(\base), %rsi
-	mov 0x40(\base), %r8
-	mov 0x48(\base), %r9
-	mov 0x50(\base), %r10
-	mov 0x58(\base), %r11
-	mov 0x60(\base), %r12
-	mov 0x68(\base), %r13
-	mov 0x70(\base), %r14
-	mov 0x78(\base), %r15
+	.irp number, 8, 9, 10, 11, 12, 13, 14, 15
+	mov 8 * \number(\base), %r\number
+	.endr
 	mov 0x38(\base), %rdi
 .endm
 
@@ -55,14 +50,9 @@
 	mov %rbp, 0x28(%rax)
 	mov %rsi, 0x30(%rax)
 	mov %rdi, 0x38(%rax)
-	mov %r8, 0x40(%rax)
-	mov %r9, 0x48(%rax)
-	mov %r10, 0x50(%rax)
-	mov %r11, 0x58(%rax)
-	mov %r12, 0x60(%rax)
-	mov %r13, 0x68(%rax)
-	mov %r14, 0x70(%rax)
-	mov %r15, 0x78(%rax)
+	.irp number, 8, 9, 10, 11, 12, 13, 14, 15
+	mov %r\number, 8 * \number(%rax)
+	.endr
 .endm
 
 /*
@@ -77,14 +67,9 @@
 	add $(8 * RSB_CLEAR_LOOPS), %rsp
 	lfence
 .Lforgotten\@:
-	xor %ecx, %ecx
-	xor %edx, %edx
-	xor %esi, %esi
-	xor %edi, %edi
-	xor %r8d, %r8d
-	xor %r9d, %r9d
-	xor %r10d, %r10d
-	xor %r11d, %r11d
+	.irp register, ecx, edx, esi, edi, r8d, r9d, r10d, r11d
+	xor %\register, %\register
+	.endr
 .endm
 
 	.section .noinstr.text, "ax"

@@ -79,7 +79,8 @@ struct vmm_vendor {
 	u32 id; /* VMM_VENDOR_* */
 	/* Of an entry of the nested page tables: for a table, for a page.  Write permission is _PAGE_RW in both. */
 	u64 table_bits, page_bits;
-	int levels;   /* Of the nested page tables.  This and the next, by init(). */
+	int levels;   /* Of the nested page tables.  This and the next two, by init(). */
+	int largest;  /* The highest one whose entries may map memory: 2, 2 MiB; 3, 1 GiB. */
 	u32 features; /* VMM_FEATURE_* */
 	int (*init)(void);
 	void (*exit)(void);	/* Behind a failed init() too. */

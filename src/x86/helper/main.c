@@ -157,18 +157,24 @@ static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 	return 0;
 }
 
+/* One that is in vm->vcpus, or whose link is empty. */
+static void free_vcpu(struct vmm_vcpu *vcpu)
+{
+	spin_lock(&vcpu->vm->table_lock);
+	list_del(&vcpu->link);
+	spin_unlock(&vcpu->vm->table_lock);
+	vmm_vendor->destroy_vcpu(vcpu);
+	free_page((unsigned long)vcpu->area);
+	kvfree(vcpu->cpuid);
+	kfree(vcpu);
+}
+
 static int vcpu_release(struct inode *inode, struct file *file)
 {
 	struct vmm_vcpu *vcpu = file->private_data;
 	struct vmm_vm *vm = vcpu->vm;
 
-	spin_lock(&vm->table_lock);
-	list_del(&vcpu->link);
-	spin_unlock(&vm->table_lock);
-	vmm_vendor->destroy_vcpu(vcpu);
-	free_page((unsigned long)vcpu->area);
-	kvfree(vcpu->cpuid);
-	kfree(vcpu);
+	free_vcpu(vcpu);
 	kref_put(&vm->references, free_vm);
 	return 0;
 }
@@ -214,33 +220,27 @@ static long create_vcpu(struct vmm_vm *vm, struct vmm_create *create)
 	vcpu->guest_cpu = vcpu->cpu = -1;
 	vcpu->serial = atomic64_inc_return(&serials);
 	vcpu->refused = vcpu->stored = VMM_DIRTY_ALL;
+	INIT_LIST_HEAD(&vcpu->link);
 	vcpu->area = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 	if (!vcpu->area)
-		goto free_vcpu;
+		goto fail;
 	vcpu->area->xcr0 = XFEATURE_MASK_FP;
 	vcpu->area->stored = VMM_DIRTY_ALL;
 	result = vmm_vendor->create_vcpu(vcpu);
 	if (result)
-		goto free_area;
+		goto fail;
 	result = -EEXIST;
 	if (!add_vcpu(vm, vcpu)) {
 		create->reason = VMM_REASON_VCPU_ID;
-		goto destroy;
+		goto fail;
 	}
 	kref_get(&vm->references);
 	result = anon_inode_getfd("vmm-vcpu", &vcpu_operations, vcpu, O_RDWR | O_CLOEXEC);
 	if (result >= 0)
 		return result;
 	kref_put(&vm->references, free_vm); /* Not the last: the VM's file is open. */
-	spin_lock(&vm->table_lock);
-	list_del(&vcpu->link);
-	spin_unlock(&vm->table_lock);
-destroy:
-	vmm_vendor->destroy_vcpu(vcpu);
-free_area:
-	free_page((unsigned long)vcpu->area);
-free_vcpu:
-	kfree(vcpu);
+fail:
+	free_vcpu(vcpu);
 	return result;
 }
 

@@ -30,41 +30,50 @@ static u64 *new_table(void)
 	return (u64 *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 }
 
+/* Whether an entry of a table of this level maps memory, of 4 KiB, 2 MiB or 1 GiB. */
+static bool is_leaf(u64 entry, int level)
+{
+	return level == 1 || entry & _PAGE_PSE;
+}
+
+static u64 pages_of(int level)
+{
+	return 1ull << (TABLE_BITS * (level - 1));
+}
+
 static void free_table(u64 *table, int level)
 {
 	int i;
 
 	for (i = 0; level > 1 && i < TABLE_ENTRIES; i++)
-		if (table[i])
+		if (table[i] && !is_leaf(table[i], level))
 			free_table(table_of(table[i]), level - 1);
 	free_page((unsigned long)table);
 }
 
 /*
- * The entry for a page.  NULL where a table is missing: *step is then the number of pages up to its end, and *spare,
- * if there is one, is put there first.
+ * The entry of a level for a page, or the one above that maps more than that.  NULL where a table is missing; *spare, if there is
+ * one, is put there first.  *step: the number of pages up to the end of what the entry, or the table, is for.
  */
-static u64 *find_entry(struct vmm_vm *vm, u64 gfn, u64 **spare, u64 *step)
+static u64 *find_entry(struct vmm_vm *vm, u64 gfn, int level, u64 **spare, u64 *step)
 {
 	u64 *table = vm->root;
-	int level;
+	int at;
 
-	for (level = vm->levels; level > 1; level--) {
-		int shift = TABLE_BITS * (level - 1);
-		u64 *entry = &table[(gfn >> shift) & (TABLE_ENTRIES - 1)];
+	for (at = vm->levels;; at--) {
+		u64 *entry = &table[(gfn / pages_of(at)) & (TABLE_ENTRIES - 1)];
 
-		if (!*entry && spare && *spare) {
+		*step = pages_of(at) - (gfn & (pages_of(at) - 1));
+		if (!*entry && at > level && spare && *spare) {
 			WRITE_ONCE(*entry, __sme_set(__pa(*spare)) | vmm_vendor->table_bits);
 			*spare = NULL;
 		}
-		if (!*entry) {
-			*step = (1ull << shift) - (gfn & ((1ull << shift) - 1));
+		if (at == level || (*entry && is_leaf(*entry, at)))
+			return entry;
+		if (!*entry)
 			return NULL;
-		}
 		table = table_of(*entry);
 	}
-	*step = 1;
-	return &table[gfn & (TABLE_ENTRIES - 1)];
 }
 
 /*
@@ -93,7 +102,7 @@ static void unmap(struct vmm_vm *vm, u64 first, u64 pages)
 	bool any = false;
 
 	for (gfn = first; gfn < first + pages; gfn += step) {
-		u64 *entry = find_entry(vm, gfn, NULL, &step);
+		u64 *entry = find_entry(vm, gfn, 1, NULL, &step);
 
 		if (entry && *entry) {
 			WRITE_ONCE(*entry, 0);
@@ -269,7 +278,7 @@ static void collect_dirty(struct vmm_vm *vm, struct vmm_slot *slot, unsigned lon
 		copy[i] = slot->dirty[i];
 		slot->dirty[i] = 0;
 		for_each_set_bit(bit, &copy[i], BITS_PER_LONG) {
-			u64 step, *entry = find_entry(vm, slot->gfn + i * BITS_PER_LONG + bit, NULL, &step);
+			u64 step, *entry = find_entry(vm, slot->gfn + i * BITS_PER_LONG + bit, 1, NULL, &step);
 
 			if (entry)
 				WRITE_ONCE(*entry, *entry & ~_PAGE_RW);
@@ -337,6 +346,55 @@ static int get_page_at(unsigned long hva, bool write, bool *writable, struct pag
 	return 0;
 }
 
+/* The level at which the caller's own page tables map `hva`; under table_lock, after the notifier's sequence was looked at. */
+static int host_level(unsigned long hva)
+{
+	unsigned long flags;
+	int level = 1;
+	pgd_t pgd;
+	p4d_t p4d;
+	pud_t pud;
+	pmd_t pmd;
+
+	/* Whoever frees a page table interrupts this CPU first. */
+	local_irq_save(flags);
+	pgd = READ_ONCE(*pgd_offset(current->mm, hva));
+	if (!pgd_present(pgd))
+		goto out;
+	p4d = READ_ONCE(*p4d_offset(&pgd, hva));
+	if (!p4d_present(p4d))
+		goto out;
+	pud = READ_ONCE(*pud_offset(&p4d, hva));
+	if (!pud_present(pud) || pud_leaf(pud)) {
+		level = pud_present(pud) ? 3 : 1;
+		goto out;
+	}
+	pmd = READ_ONCE(*pmd_offset(&pud, hva));
+	if (pmd_present(pmd) && pmd_leaf(pmd))
+		level = 2;
+out:
+	local_irq_restore(flags);
+	return level;
+}
+
+/* The level at which a page of a slot may be mapped: all of that is in the slot, as the caller's tables have it. */
+static int level_in_slot(const struct vmm_slot *slot, u64 gfn)
+{
+	int level;
+
+	if (slot->dirty)
+		return 1; /* Logged page by page. */
+	level = min(host_level(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT)), vmm_vendor->largest);
+	for (; level > 1; level--) {
+		u64 pages = pages_of(level), first = gfn & ~(pages - 1);
+
+		if (!((slot->gfn ^ slot->hva >> PAGE_SHIFT) & (pages - 1)) && first >= slot->gfn &&
+		    first + pages <= slot->gfn + slot->pages)
+			break;
+	}
+	return level;
+}
+
 /* 0: the page is mapped, or it is worth another try. */
 static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 {
@@ -345,19 +403,28 @@ static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 	bool writable = write || !(slot->flags & (VMM_REGION_READ_ONLY | VMM_REGION_LOG_DIRTY));
 	u64 *entry, *spare = NULL, step, value;
 	struct page *page;
-	int error = get_page_at(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT), write, &writable, &page);
+	int level, error = get_page_at(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT), write, &writable, &page);
 
 	if (error)
 		return error;
-	value = __sme_set(page_to_phys(page)) | vmm_vendor->page_bits | (writable ? _PAGE_RW : 0);
 	for (;;) {
 		spin_lock(&vm->table_lock);
 		if (mmu_interval_read_retry(&slot->notifier, sequence))
 			break;
-		entry = find_entry(vm, gfn, &spare, &step);
+		level = level_in_slot(slot, gfn);
+		entry = find_entry(vm, gfn, level, &spare, &step);
+		if (entry && level > 1 && *entry && !is_leaf(*entry, level)) {
+			/* There was less in one piece: the table stays. */
+			level = 1;
+			entry = find_entry(vm, gfn, level, &spare, &step);
+		}
 		if (entry) {
-			u64 old = *entry;
+			u64 old = *entry, address = page_to_phys(page) & ~((pages_of(level) << PAGE_SHIFT) - 1);
 
+			value = __sme_set(address) | vmm_vendor->page_bits | (writable ? _PAGE_RW : 0) |
+				(level > 1 ? _PAGE_PSE : 0);
+			if (step > pages_of(level))
+				value = 0; /* Of a larger piece, which is one no more: the next fault finds it gone. */
 			WRITE_ONCE(*entry, value);
 			if (old && (old ^ value) & ~_PAGE_RW)
 				flush(vm);
@@ -365,15 +432,13 @@ static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 				__set_bit(gfn - slot->gfn, slot->dirty);
 			break;
 		}
-		if (!spare) {
-			spin_unlock(&vm->table_lock);
+		spin_unlock(&vm->table_lock);
+		if (!spare)
 			spare = new_table();
-			if (spare)
-				continue;
+		if (!spare) {
 			put_page(page);
 			return -ENOMEM;
 		}
-		spin_unlock(&vm->table_lock);
 	}
 	spin_unlock(&vm->table_lock);
 	if (spare)

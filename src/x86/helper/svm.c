@@ -591,6 +591,7 @@ static int init(void)
 	asid_count = cpuid_ebx(SVM_CPUID_FUNC);
 	/* Nested tables have the depth of the host's own. */
 	vmm_svm.levels = native_read_cr4() & X86_CR4_LA57 ? 5 : 4;
+	vmm_svm.largest = boot_cpu_has(X86_FEATURE_GBPAGES) ? 3 : 2;
 	vmm_svm.features = (boot_cpu_has(X86_FEATURE_NRIPS) ? VMM_FEATURE_NEXT_RIP : 0) |
 			   (boot_cpu_has(X86_FEATURE_DECODEASSISTS) ? VMM_FEATURE_DECODE_ASSISTS : 0) |
 			   (boot_cpu_has(X86_FEATURE_PAUSEFILTER) ? VMM_FEATURE_PAUSE_FILTER : 0);

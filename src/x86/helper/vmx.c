@@ -380,54 +380,49 @@ static int load(struct vmm_vcpu *vcpu)
 
 /* ---- The VMCS.  It is current. ---- */
 
-static void write_segment(u32 index, const struct vmm_segment *from)
-{
-	u32 present = from->attributes & 0x80;
-
-	vmwrite(GUEST_ES_SELECTOR + 2 * index, from->selector);
-	vmwrite(GUEST_ES_LIMIT + 2 * index, from->limit);
-	vmwrite(GUEST_ES_BASE + 2 * index, from->base);
-	/* SDM Vol. 3C "Guest Register State": bits 55:52 of the descriptor are in 15:12; bit 16, unusable. */
-	vmwrite(GUEST_ES_AR_BYTES + 2 * index,
-		(from->attributes & 0xff) | (from->attributes & 0xf00) << 4 | (present ? 0 : BIT(16)));
-}
-
-static void read_segment(struct vmm_segment *to, u32 index)
-{
-	u32 rights = vmread(GUEST_ES_AR_BYTES + 2 * index);
-
-	to->selector = vmread(GUEST_ES_SELECTOR + 2 * index);
-	to->limit = vmread(GUEST_ES_LIMIT + 2 * index);
-	to->base = vmread(GUEST_ES_BASE + 2 * index);
-	to->attributes = (rights & 0xff & ~(rights >> 9 & 0x80)) | (rights >> 4 & 0xf00);
-}
-
-/* Where the area has the VMCS's segments, which are ES to GS, LDTR and TR: as indices from `es`. */
-static const u8 places[] = { 0, 1, 2, 3, 4, 5, 7, 9 };
+/*
+ * Where the area has the VMCS's segments, as indices from `es`: ES to GS, LDTR and TR; then GDTR and IDTR, which have a limit and
+ * a base only.
+ */
+static const u8 places[] = { 0, 1, 2, 3, 4, 5, 7, 9, 6, 8 };
+#define SELECTORS 8
 static_assert(offsetof(struct vmm_vmx, tr) - offsetof(struct vmm_vmx, es) == 9 * sizeof(struct vmm_segment));
+static_assert(GUEST_GDTR_LIMIT == GUEST_ES_LIMIT + 2 * SELECTORS && GUEST_GDTR_BASE == GUEST_ES_BASE + 2 * SELECTORS);
 
 static void write_segments(const struct vmm_vmx *in)
 {
 	int i;
 
-	for (i = 0; i < ARRAY_SIZE(places); i++)
-		write_segment(i, &in->es + places[i]);
-	vmwrite(GUEST_GDTR_BASE, in->gdtr.base);
-	vmwrite(GUEST_GDTR_LIMIT, in->gdtr.limit);
-	vmwrite(GUEST_IDTR_BASE, in->idtr.base);
-	vmwrite(GUEST_IDTR_LIMIT, in->idtr.limit);
+	for (i = 0; i < ARRAY_SIZE(places); i++) {
+		const struct vmm_segment *from = &in->es + places[i];
+
+		vmwrite(GUEST_ES_LIMIT + 2 * i, from->limit);
+		vmwrite(GUEST_ES_BASE + 2 * i, from->base);
+		if (i >= SELECTORS)
+			continue;
+		vmwrite(GUEST_ES_SELECTOR + 2 * i, from->selector);
+		/* SDM Vol. 3C "Guest Register State": bits 55:52 of the descriptor are in 15:12; bit 16, unusable. */
+		vmwrite(GUEST_ES_AR_BYTES + 2 * i, (from->attributes & 0xff) | (from->attributes & 0xf00) << 4 |
+							   (from->attributes & 0x80 ? 0 : BIT(16)));
+	}
 }
 
 static void read_segments(struct vmm_vmx *out)
 {
 	int i;
 
-	for (i = 0; i < ARRAY_SIZE(places); i++)
-		read_segment(&out->es + places[i], i);
-	out->gdtr.base = vmread(GUEST_GDTR_BASE);
-	out->gdtr.limit = vmread(GUEST_GDTR_LIMIT);
-	out->idtr.base = vmread(GUEST_IDTR_BASE);
-	out->idtr.limit = vmread(GUEST_IDTR_LIMIT);
+	for (i = 0; i < ARRAY_SIZE(places); i++) {
+		struct vmm_segment *to = &out->es + places[i];
+		u32 rights;
+
+		to->limit = vmread(GUEST_ES_LIMIT + 2 * i);
+		to->base = vmread(GUEST_ES_BASE + 2 * i);
+		if (i >= SELECTORS)
+			continue;
+		rights = vmread(GUEST_ES_AR_BYTES + 2 * i);
+		to->selector = vmread(GUEST_ES_SELECTOR + 2 * i);
+		to->attributes = (rights & 0xff & ~(rights >> 9 & 0x80)) | (rights >> 4 & 0xf00);
+	}
 }
 
 static bool uses_pdptes(u64 cr0, u64 cr4, u64 efer)
@@ -525,24 +520,26 @@ static u64 tss_base(const struct desc_ptr *gdt, u16 selector)
 
 static void write_host_of_cpu(const struct desc_ptr *gdt, const struct desc_ptr *idt)
 {
+	static const struct {
+		u32 field, msr;
+	} msrs[] = { { HOST_GS_BASE, MSR_GS_BASE },
+		     { HOST_IA32_SYSENTER_CS, MSR_IA32_SYSENTER_CS },
+		     { HOST_IA32_SYSENTER_ESP, MSR_IA32_SYSENTER_ESP },
+		     { HOST_IA32_SYSENTER_EIP, MSR_IA32_SYSENTER_EIP },
+		     { HOST_IA32_EFER, MSR_EFER } };
 	u64 value;
 	u16 tr;
+	int i;
 
 	store_tr(tr);
 	vmwrite(HOST_TR_SELECTOR, tr);
 	vmwrite(HOST_TR_BASE, tss_base(gdt, tr));
 	vmwrite(HOST_GDTR_BASE, gdt->address);
 	vmwrite(HOST_IDTR_BASE, idt->address);
-	rdmsrl(MSR_GS_BASE, value);
-	vmwrite(HOST_GS_BASE, value);
-	rdmsrl(MSR_IA32_SYSENTER_CS, value);
-	vmwrite(HOST_IA32_SYSENTER_CS, value);
-	rdmsrl(MSR_IA32_SYSENTER_ESP, value);
-	vmwrite(HOST_IA32_SYSENTER_ESP, value);
-	rdmsrl(MSR_IA32_SYSENTER_EIP, value);
-	vmwrite(HOST_IA32_SYSENTER_EIP, value);
-	rdmsrl(MSR_EFER, value);
-	vmwrite(HOST_IA32_EFER, value);
+	for (i = 0; i < ARRAY_SIZE(msrs); i++) {
+		rdmsrl(msrs[i].msr, value);
+		vmwrite(msrs[i].field, value);
+	}
 	vmwrite(HOST_CR0, read_cr0());
 }
 
@@ -721,6 +718,12 @@ static void clear_cpu_buffers(void)
 	asm volatile("verw %0" : : "m"(selector) : "cc");
 }
 
+/* The administrator has said l1tf=off; a kernel without kvm_intel does not tell. */
+static bool is_l1tf_accepted(void)
+{
+	return IS_ENABLED(CONFIG_KVM_INTEL) && l1tf_mitigation == L1TF_MITIGATION_OFF;
+}
+
 /*
  * Intel's guidance on L1TF, MDS, TAA and MMIO stale data: a guest may look into what the host has left in the L1 data cache
  * and in buffers.
@@ -729,7 +732,7 @@ static void clear_cache(void)
 {
 	int i;
 
-	if (!boot_cpu_has_bug(X86_BUG_L1TF) || l1tf_mitigation == L1TF_MITIGATION_OFF)
+	if (!boot_cpu_has_bug(X86_BUG_L1TF) || is_l1tf_accepted())
 		return;
 	if (boot_cpu_has(X86_FEATURE_FLUSH_L1D)) {
 		native_wrmsrl(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
@@ -963,24 +966,23 @@ static int create_vcpu(struct vmm_vcpu *vcpu)
 {
 	struct vmx_vcpu *v = kzalloc(sizeof(*v), GFP_KERNEL_ACCOUNT);
 
+	vcpu->vmx = v; /* destroy_vcpu() comes behind a failure too. */
 	if (!v)
 		return -ENOMEM;
 	v->vmcs = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
-	if (!v->vmcs) {
-		kfree(v);
+	if (!v->vmcs)
 		return -ENOMEM;
-	}
 	*(u32 *)v->vmcs = vmx_basic_vmcs_revision_id(config.basic);
 	v->root = NO_VMCS;
 	v->stored = VMM_DIRTY_ALL | REGISTERS;
 	v->in.dr7 = 0x400;
-	vcpu->vmx = v;
 	return 0;
 }
 
 static void destroy_vcpu(struct vmm_vcpu *vcpu)
 {
-	free_page((unsigned long)vcpu->vmx->vmcs);
+	if (vcpu->vmx)
+		free_page((unsigned long)vcpu->vmx->vmcs);
 	kfree(vcpu->vmx);
 }
 
@@ -1097,6 +1099,7 @@ static int init(void)
 	rdmsrl(MSR_STAR, host_star);
 	rdmsrl(MSR_LSTAR, host_lstar);
 	rdmsrl(MSR_SYSCALL_MASK, host_sfmask);
+	vmm_vmx.largest = !(config.ept & VMX_EPT_2MB_PAGE_BIT) ? 1 : config.ept & VMX_EPT_1GB_PAGE_BIT ? 3 : 2;
 	vmm_vmx.features = VMM_FEATURE_NEXT_RIP |
 			   (config.secondary_allowed & SECONDARY_EXEC_ENABLE_RDTSCP ? VMM_FEATURE_RDTSCP : 0) |
 			   (config.secondary_allowed & SECONDARY_EXEC_ENABLE_INVPCID ? VMM_FEATURE_INVPCID : 0) |
