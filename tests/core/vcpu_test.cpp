@@ -293,6 +293,25 @@ TEST_P(VcpuTest, AnInterruptWaitsForTheGuestToAllowIt)
     EXPECT_TRUE(vcpu.run()->is<Halt>());
 }
 
+TEST_P(VcpuTest, CpuidIsAsLongAsItsPrefixesMakeIt)
+{
+    SmallVm small{engine()};
+    // xor %eax, %eax; cpuid (with and without a prefix); mov %bl, %al; out %al, $0x10; hlt
+    small.place(SmallVm::code_at, {0x66, 0x31, 0xc0, 0x66, 0x0f, 0xa2, 0x88, 0xd8, 0xe6, 0x10,
+                                   0x66, 0x31, 0xc0, 0x0f, 0xa2, 0x88, 0xd8, 0xe6, 0x10, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    const auto offer = small.kvm().supported_cpuid();
+    ASSERT_TRUE(vcpu.set_cpuid(offer));
+    for (int i = 0; i < 2; ++i) {
+        const Exit exit = vcpu.run().value();
+        ASSERT_TRUE(exit.is<PortWrite>()) << exit.name();
+        EXPECT_EQ(exit.get_if<PortWrite>()->data[0], std::byte(offer.front().ebx & 0xffU));
+        EXPECT_EQ(vcpu.regs().rax & 0xffU, offer.front().ebx & 0xffU);
+    }
+    EXPECT_TRUE(vcpu.run()->is<Halt>());
+    EXPECT_EQ(vcpu.regs().rip, SmallVm::code_at + 20U);
+}
+
 TEST_P(VcpuTest, AnIrqWindowExitComesWhenInterruptsAreAllowed)
 {
     if (is_emulated_kvm()) {

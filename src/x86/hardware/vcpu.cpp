@@ -8,6 +8,8 @@
 #include <span>
 #include <utility>
 
+#include "x86/cpuid_answer.hpp"
+
 namespace vmm::x86::hardware {
 namespace {
 
@@ -250,6 +252,21 @@ const EngineExit* HardwareVcpu::handle_port(PortAccess access) noexcept
     exit_.count = 1;
     exit_.data = data;
     return &exit_;
+}
+
+const EngineExit* HardwareVcpu::handle_cpuid(std::uint64_t next_rip) noexcept
+{
+    CpuState& cpu = state(StateGroup::Registers);
+    const CpuidEntry answer =
+        answer_cpuid(cpu, host_.apic_base(), static_cast<std::uint32_t>(cpu.gpr[Rax]),
+                     static_cast<std::uint32_t>(cpu.gpr[Rcx]));
+    cpu.gpr[Rax] = answer.eax;
+    cpu.gpr[Rbx] = answer.ebx;
+    cpu.gpr[Rcx] = answer.ecx;
+    cpu.gpr[Rdx] = answer.edx;
+    changed_ = changed_ | StateGroup::Registers;
+    move_past_instruction(next_rip);
+    return nullptr;
 }
 
 /// Not where the VMM has set other registers meanwhile.

@@ -92,6 +92,8 @@ protected:
     // --- What they have in common.
     /// Not of string instructions.
     const EngineExit* handle_port(PortAccess access) noexcept;
+    /// CPUID, of which `next_rip` is behind it.
+    const EngineExit* handle_cpuid(std::uint64_t next_rip) noexcept;
     const EngineExit* emulate() noexcept;
     const EngineExit* reflect(Event event) noexcept;
     const EngineExit& leave(EngineExit::Reason reason) noexcept;

@@ -9,7 +9,10 @@
 
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 
 #include "vmm/result.hpp"
 #include "x86/engine.hpp"
@@ -28,6 +31,11 @@ public:
     /// Completes the access that the last exit left waiting, if one did, and nothing else.  Null:
     /// done; otherwise the instruction's next exit.
     virtual const EngineExit* complete() noexcept = 0;
+
+    /// Code at a linear address as the paging of now has it, without side effects; control
+    /// registers and EFER (and under PAE paging PDPTEs) must be as the guest has them.  False: it
+    /// is not in one page of a slot.
+    virtual bool peek(std::uint64_t linear, std::span<std::byte> code) noexcept = 0;
 };
 
 /// What the vCPUs of one VM share.

@@ -3,7 +3,9 @@
 #include "x86/soft/engine.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "x86/soft/emulator.hpp"
 #include "x86/soft/memory.hpp"
 #include "x86/soft/native.hpp"
+#include "x86/soft/page_walk.hpp"
 #include "x86/soft/run_loop.hpp"
 #include "x86/soft/vm.hpp"
 
@@ -92,6 +95,22 @@ public:
     const EngineExit* complete() noexcept override
     {
         return complete_pending() || !std::exchange(exit_left_, false) ? nullptr : &cpu_.exit;
+    }
+
+    bool peek(std::uint64_t linear, std::span<std::byte> code) noexcept override
+    {
+        vm_->enter_guest(cpu_);
+        std::uint64_t gpa = 0;
+        const std::byte* host = nullptr;
+        if ((linear & page_mask) + code.size() <= page_size &&
+            translate_quietly(cpu_, linear, gpa)) {
+            host = vm_->memory(cpu_).page(gpa / page_size).host;
+        }
+        if (host != nullptr) {
+            std::memcpy(code.data(), host + (gpa & page_mask), code.size());
+        }
+        vm_->leave_guest(cpu_);
+        return host != nullptr;
     }
 
     bool complete_pending() noexcept override

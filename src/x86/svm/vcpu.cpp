@@ -2,6 +2,8 @@
 
 #include "x86/svm/vcpu.hpp"
 
+#include <array>
+#include <cstddef>
 #include <utility>
 
 #include "x86/svm/engine.hpp"
@@ -33,6 +35,40 @@ const EngineExit* SvmVcpu::reflect(Vector vector) noexcept
     return HardwareVcpu::reflect(event);
 }
 
+/// Where the CPU says how long the instruction is the helper answers, or it has the reason not to.
+/// Where not, most have no prefix, and then it is two bytes; control registers are looked at in the
+/// area, since all else of the segments is of no use here.
+const EngineExit* SvmVcpu::handle_cpuid() noexcept
+{
+    using A = hardware::SegmentAttributes;
+    const vmm_svm& from = area_->svm;
+    const bool long_mode = Efer{from.efer}.get(Efer::LMA);
+    const bool pae = Cr0{from.cr0}.get(Cr0::PG) && Cr4{from.cr4}.get(Cr4::PAE) && !long_mode;
+    const A code{from.cs.attributes};
+    const bool is_64 = long_mode && code.get(A::l);
+    constexpr std::array no_prefix{std::byte{0x0f}, std::byte{0xa2}};
+
+    CpuState& cpu = state(StateGroup::Registers);
+    const std::uint64_t next = cpu.rip + no_prefix.size();
+    const std::uint64_t last_rip = code.get(A::db) ? 0xffff'ffffU : 0xffffU;
+    const bool is_watched = (cpu.rflags & Rflags::TF.mask) != 0 ||
+                            (cpu.dr7 & Dr7::enables.mask) != 0 || cpu.inject.has_value();
+    if ((vm_->features() & VMM_FEATURE_NEXT_RIP) != 0 || is_watched || pae ||
+        (!is_64 && next > last_rip)) {
+        return emulate();
+    }
+    cpu.cr0 = from.cr0 | hidden_cr0_;
+    cpu.cr3 = from.cr3;
+    cpu.cr4 = from.cr4;
+    cpu.efer = from.efer;
+    const std::uint64_t linear = is_64 ? cpu.rip : (from.cs.base + cpu.rip) & 0xffff'ffffU;
+    std::array<std::byte, no_prefix.size()> bytes{};
+    if (!emulator_->peek(linear, bytes) || bytes != no_prefix) {
+        return emulate();
+    }
+    return HardwareVcpu::handle_cpuid(next);
+}
+
 const EngineExit* SvmVcpu::handle_exit() noexcept
 {
     switch (const ExitCode code{area_->svm.exit_code}) {
@@ -51,6 +87,7 @@ const EngineExit* SvmVcpu::handle_exit() noexcept
                             .size = static_cast<std::uint8_t>(info.get(I::size)),
                             .is_input = info.get(I::input)});
     }
+    case ExitCode::Cpuid: return handle_cpuid();
     case ExitCode::NestedPageFault: return emulate();
     case ExitCode::WriteCr8: {
         // An interrupt may have become deliverable.

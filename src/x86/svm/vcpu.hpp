@@ -47,6 +47,7 @@ private:
     void fetch() noexcept;
     void store_intercepts(Choices choices) noexcept;
     const EngineExit* handle_exit() noexcept override;
+    const EngineExit* handle_cpuid() noexcept;
     const EngineExit* reflect(Vector vector) noexcept;
 
     std::uint64_t hidden_cr0_{};       ///< Bits of CR0 that the hardware is not shown.
