@@ -145,8 +145,11 @@ for module in $modules; do
     if [[ $module == vmm_helper ]]; then
         build_helper "$version"
         cp "$helper" "$tree/vmm/"
-        # Bochs needs to be told to leave a guest with IF = 0 (vmx.c).
-        echo "/vmm/vmm_helper.ko$([[ $machine != vmx ]] || echo ' guest_ticks=200000')" >>"$tree/vmm/modules"
+        # Bochs needs to be told to leave a guest with IF = 0 (vmx.c), QEMU to leave one behind an interrupt (svm.c).
+        case $machine in
+        svm) echo "/vmm/vmm_helper.ko leave_behind_interrupt=${VMM_LEAVE_BEHIND_INTERRUPT:-1}" ;;
+        vmx) echo "/vmm/vmm_helper.ko guest_ticks=200000" ;;
+        esac >>"$tree/vmm/modules"
         continue
     fi
     modprobe -d "$modules_root" -S "$version" --show-depends "$module" >"$work/depends" ||

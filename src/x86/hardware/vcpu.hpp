@@ -70,6 +70,7 @@ public:
     void request_exit() noexcept override;
     std::uint64_t instruction_rip() noexcept override { return emulator_->instruction_rip(); }
     bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override;
+    void flush_tlb() noexcept override { area_->dirty |= VMM_DIRTY_TLB; }
     std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override;
 
 protected:

@@ -9,6 +9,8 @@
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/irq_work.h>
+#include <linux/moduleparam.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
 #include <asm/io.h>
@@ -20,6 +22,14 @@
 
 void vmm_svm_enter(u64 guest, u64 host, u64 *gpr);
 
+/*
+ * For emulators: QEMU 7.2 keeps in mind the external interrupt that VMRUN has injected, and delivers it once more whenever it
+ * stops the CPU for something else than an interrupt (another CPU's misaligned LOCK, say) before the guest's next exit or exception.
+ */
+static bool leave_behind_interrupt;
+module_param(leave_behind_interrupt, bool, 0444);
+MODULE_PARM_DESC(leave_behind_interrupt, "1: a guest is left right behind the delivery of an injected interrupt (for emulators)");
+
 #define EXIT_INVALID 0xffffffffu
 #define EVENT_FIELDS (SVM_EVTINJ_VEC_MASK | SVM_EVTINJ_TYPE_MASK | SVM_EVTINJ_VALID_ERR | SVM_EVTINJ_VALID)
 
@@ -29,6 +39,7 @@ struct vmm_cpu {
 	u64 hsave, host; /* Their physical addresses: for VMRUN, for VMSAVE. */
 	u64 generation;
 	u32 next_asid;
+	struct irq_work interrupt; /* Of the CPU by itself. */
 };
 static DEFINE_PER_CPU(struct vmm_cpu, cpus);
 
@@ -390,13 +401,26 @@ static bool serve_cpuid(struct vmm_vcpu *vcpu)
 	return true;
 }
 
+static bool injects_interrupt(u32 event)
+{
+	return event & SVM_EVTINJ_VALID && (event & SVM_EVTINJ_TYPE_MASK) == SVM_EVTINJ_TYPE_INTR;
+}
+
+static void nothing(struct irq_work *unused)
+{
+}
+
 static void enter(struct vmm_vcpu *vcpu)
 {
 	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
 	struct vmcb *vmcb = vcpu->vmcb;
 	struct ownership own;
 	struct vmm_host switched;
+	u32 shadow = vmcb->control.int_state;
+	u64 rip = vmcb->save.rip;
 
+	if (unlikely(leave_behind_interrupt) && injects_interrupt(vmcb->control.event_inj))
+		irq_work_queue(&cpu->interrupt);
 	own_svm(cpu, &own);
 	choose_asid(vcpu, cpu);
 	vmm_switch_to_guest(vcpu, &switched, vmcb->save.dr7);
@@ -409,6 +433,8 @@ static void enter(struct vmm_vcpu *vcpu)
 	while (unlikely(vmcb->control.exit_code == SVM_EXIT_CPUID) && serve_cpuid(vcpu));
 	asm volatile("stgi");
 	/* An NMI that ended the guest has been served by now. */
+	if (unlikely(shadow) && vmcb->save.rip == rip)
+		vmcb->control.int_state |= shadow; /* QEMU 7.2's VMRUN does not look at it. */
 
 	vmm_switch_to_host(vcpu, &switched);
 	disown_svm(cpu, &own);
@@ -555,6 +581,7 @@ static int allocate_all(void)
 		cpu->host = cpu->hsave + PAGE_SIZE;
 		cpu->generation = 1;
 		cpu->next_asid = 1;
+		cpu->interrupt = IRQ_WORK_INIT_HARD(nothing);
 	}
 	iopm = (void *)__get_free_pages(GFP_KERNEL, IOPM_ORDER);
 	msrpm = (void *)__get_free_pages(GFP_KERNEL, MSRPM_ORDER);

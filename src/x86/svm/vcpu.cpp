@@ -69,6 +69,13 @@ const EngineExit* SvmVcpu::handle_cpuid() noexcept
     return HardwareVcpu::handle_cpuid(next);
 }
 
+/// QEMU 7.2's VMRUN takes no notice of a shadow: an interrupt window would open in the middle of
+/// it.
+bool SvmVcpu::cannot_enter() const noexcept
+{
+    return state_.irq_window_requested && (state_.sti_shadow || state_.mov_ss_shadow);
+}
+
 const EngineExit* SvmVcpu::handle_exit() noexcept
 {
     switch (const ExitCode code{area_->svm.exit_code}) {

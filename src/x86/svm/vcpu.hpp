@@ -47,6 +47,7 @@ private:
     void fetch() noexcept;
     void store_intercepts(Choices choices) noexcept;
     const EngineExit* handle_exit() noexcept override;
+    [[nodiscard]] bool cannot_enter() const noexcept override;
     const EngineExit* handle_cpuid() noexcept;
     const EngineExit* reflect(Vector vector) noexcept;
 
