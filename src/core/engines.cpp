@@ -133,7 +133,7 @@ bool has_dirty_rings(const KvmOptions& options) noexcept
 
 bool has_smm(const KvmOptions& options) noexcept
 {
-    return options.engine == Engine::Soft && !options.lockstep;
+    return options.engine != Engine::Kvm && !options.lockstep;
 }
 
 bool has_tsc_scaling(const KvmOptions& options) noexcept

@@ -95,8 +95,8 @@ TEST_P(Smm, AnSmiRunsTheHandlerAndRsmGoesOnWhereItCame)
     regs.r15 = 15;
     regs.rflags |= x86::Rflags::IF.mask;
     vcpu.set_regs(regs);
-    const x86::Sregs before = vcpu.sregs();
     expect_write(vcpu, 0x10, 0x42);
+    const x86::Sregs before = vcpu.sregs();
     EXPECT_FALSE(vcpu.run_state().smm);
     ASSERT_TRUE(vcpu.smi());
     EXPECT_EQ(vcpu.events().smi.pending, 1);

@@ -132,7 +132,8 @@ const EngineExit* HardwareVcpu::fail_entry(std::uint64_t reason) noexcept
 bool HardwareVcpu::is_plain() const noexcept
 {
     return !state_.inject && state_.pending_debug == 0 && !state_.sti_shadow &&
-           !state_.mov_ss_shadow && !state_.nmi_window_requested && !state_.irq_window_requested;
+           !state_.mov_ss_shadow && !state_.nmi_window_requested && !state_.irq_window_requested &&
+           !state_.smi_window_requested;
 }
 
 /// What hardware has no means for, or a debugger wants to watch.
@@ -141,7 +142,9 @@ bool HardwareVcpu::must_emulate() const noexcept
     const bool software_event =
         state_.inject && state_.inject->kind >= EventKind::SoftwareInterrupt;
     const bool shadow = state_.sti_shadow || state_.mov_ss_shadow;
-    return software_event || state_.pending_debug != 0 ||
+    // No hardware says when an SMI could be taken: what is in its way is gone after one step.
+    const bool delays_smi = state_.smi_window_requested && (shadow || state_.inject.has_value());
+    return software_event || state_.pending_debug != 0 || delays_smi ||
            (state_.nmi_window_requested && !state_.nmi_blocked && shadow) || cannot_enter();
 }
 
@@ -153,6 +156,9 @@ const EngineExit* HardwareVcpu::open_window() noexcept
     }
     if (state_.nmi_window_requested && !state_.nmi_blocked) {
         return &leave(EngineExit::Reason::NmiWindow);
+    }
+    if (state_.smi_window_requested) {
+        return &leave(EngineExit::Reason::Interrupted);
     }
     if (state_.irq_window_requested && (state_.rflags & rflags_if) != 0) {
         return &leave(EngineExit::Reason::IrqWindow);
@@ -179,8 +185,9 @@ const EngineExit& HardwareVcpu::enter() noexcept
         if (take_request()) {
             return leave(EngineExit::Reason::Interrupted);
         }
-        if (is_debugged_) {
-            // Watched, a guest runs on the interpreter.
+        if (is_debugged_ || state_.smm) {
+            // Watched, and in system-management mode, whose memory the helper has not, a guest runs
+            // on the interpreter.
             static_cast<void>(state(StateGroup::All));
             changed_ = StateGroup::All;
             may_change_cpuid_ = true;

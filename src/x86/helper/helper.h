@@ -60,6 +60,8 @@ struct vmm_vcpu {
 	struct vmm_cpuid_leaf *cpuid;	/* A copy, or NULL. */
 	u32 cpuid_count;
 	u64 vmcb_address; /* SVM: physical. */
+	u32 shadow;	  /* SVM: the interrupt shadow that an entry was made with, and RIP. */
+	u64 shadow_rip;
 	union {
 		void *vmcb;
 		struct vmx_vcpu *vmx;

@@ -410,17 +410,36 @@ static void nothing(struct irq_work *unused)
 {
 }
 
+/* With a shadow, or an event to inject. */
+static noinline void prepare_event(struct vmm_vcpu *vcpu)
+{
+	const struct vmcb *vmcb = vcpu->vmcb;
+
+	vcpu->shadow = vmcb->control.int_state;
+	vcpu->shadow_rip = vmcb->save.rip;
+	if (leave_behind_interrupt && injects_interrupt(vmcb->control.event_inj))
+		irq_work_queue(this_cpu_ptr(&cpus.interrupt));
+}
+
+/* QEMU 7.2's VMRUN takes no notice of a shadow, which lasts while no instruction is executed. */
+static noinline void keep_shadow(struct vmm_vcpu *vcpu)
+{
+	struct vmcb *vmcb = vcpu->vmcb;
+
+	if (vmcb->save.rip == vcpu->shadow_rip)
+		vmcb->control.int_state |= vcpu->shadow;
+	vcpu->shadow = 0;
+}
+
 static void enter(struct vmm_vcpu *vcpu)
 {
 	struct vmm_cpu *cpu = this_cpu_ptr(&cpus);
 	struct vmcb *vmcb = vcpu->vmcb;
 	struct ownership own;
 	struct vmm_host switched;
-	u32 shadow = vmcb->control.int_state;
-	u64 rip = vmcb->save.rip;
 
-	if (unlikely(leave_behind_interrupt) && injects_interrupt(vmcb->control.event_inj))
-		irq_work_queue(&cpu->interrupt);
+	if (unlikely(vmcb->control.int_state | vmcb->control.event_inj))
+		prepare_event(vcpu);
 	own_svm(cpu, &own);
 	choose_asid(vcpu, cpu);
 	vmm_switch_to_guest(vcpu, &switched, vmcb->save.dr7);
@@ -433,11 +452,11 @@ static void enter(struct vmm_vcpu *vcpu)
 	while (unlikely(vmcb->control.exit_code == SVM_EXIT_CPUID) && serve_cpuid(vcpu));
 	asm volatile("stgi");
 	/* An NMI that ended the guest has been served by now. */
-	if (unlikely(shadow) && vmcb->save.rip == rip)
-		vmcb->control.int_state |= shadow; /* QEMU 7.2's VMRUN does not look at it. */
 
 	vmm_switch_to_host(vcpu, &switched);
 	disown_svm(cpu, &own);
+	if (unlikely(vcpu->shadow))
+		keep_shadow(vcpu);
 	if (unlikely(vmcb->control.exit_code == SVM_EXIT_EXCP_BASE + X86_TRAP_MC))
 		asm volatile("int $18"); /* As the CPU would have done outside of a guest. */
 }
