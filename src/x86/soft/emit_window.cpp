@@ -16,7 +16,7 @@ namespace {
 constexpr std::int32_t max_span = 256;  ///< A longer window would often leave the page.
 constexpr std::int64_t max_distance = 1 << 20;
 
-constexpr std::uint16_t bit(unsigned guest_register) noexcept
+constexpr std::uint16_t register_bit(unsigned guest_register) noexcept
 {
     return static_cast<std::uint16_t>(1U << (guest_register & 15U));
 }
@@ -44,7 +44,7 @@ void add_operand(const Insn& insn, std::size_t size, bool write, Effects& effect
 
 void adjust(Effects& effects, unsigned guest_register, std::int64_t by) noexcept
 {
-    effects.writes = static_cast<std::uint16_t>(effects.writes | bit(guest_register));
+    effects.writes = static_cast<std::uint16_t>(effects.writes | register_bit(guest_register));
     if (by < max_distance && by > -max_distance) {
         effects.adjusted = static_cast<std::uint8_t>(guest_register);
         effects.adjustment = static_cast<std::int32_t>(by);
@@ -60,8 +60,9 @@ Effects effects_of_form(const Insn& insn, const Form& form) noexcept
         if (writes(use) && width != 0) {
             // AH … BH are in the first four.
             const bool may_be_high = width == 1 && !insn.has_rex && number >= 4 && number < 8;
-            effects.writes = static_cast<std::uint16_t>(effects.writes | bit(number) |
-                                                        (may_be_high ? bit(number - 4U) : 0));
+            effects.writes =
+                static_cast<std::uint16_t>(effects.writes | register_bit(number) |
+                                           (may_be_high ? register_bit(number - 4U) : 0));
         }
     };
     note(form.reg, form.reg_width, insn.reg);
@@ -94,7 +95,7 @@ Effects effects_of_primary(const Insn& insn) noexcept
         return effects;
     };
     if (opcode < 0x40 && (opcode & 6U) == 4) {
-        return writes_only(bit(Rax));  // With an immediate.
+        return writes_only(register_bit(Rax));  // With an immediate.
     }
     if ((opcode & 0xf8U) == 0x50 || opcode == 0x68 || opcode == 0x6a) {
         add_stack_access(effects, -8, true);
@@ -104,10 +105,10 @@ Effects effects_of_primary(const Insn& insn) noexcept
     if ((opcode & 0xf8U) == 0x58) {
         add_stack_access(effects, 0, false);
         if (insn.rm == Rsp) {
-            return writes_only(bit(Rsp));
+            return writes_only(register_bit(Rsp));
         }
         adjust(effects, Rsp, 8);
-        effects.writes = static_cast<std::uint16_t>(effects.writes | bit(insn.rm));
+        effects.writes = static_cast<std::uint16_t>(effects.writes | register_bit(insn.rm));
         return effects;
     }
     if ((opcode & 0xf0U) == 0x70) {
@@ -115,13 +116,14 @@ Effects effects_of_primary(const Insn& insn) noexcept
         return effects;
     }
     if ((opcode & 0xf8U) == 0x90) {
-        return writes_only(insn.rm == Rax ? 0U : bit(insn.rm) | bit(Rax));
+        return writes_only(insn.rm == Rax ? 0U : register_bit(insn.rm) | register_bit(Rax));
     }
     if ((opcode & 0xf0U) == 0xb0) {
-        return writes_only(bit(insn.rm) | (opcode < 0xb8 ? bit(insn.rm - 4U) : 0U));
+        return writes_only(register_bit(insn.rm) |
+                           (opcode < 0xb8 ? register_bit(insn.rm - 4U) : 0U));
     }
     if ((opcode & 0xf8U) == 0xd8) {
-        return writes_only(bit(Rax));  // FNSTSW AX
+        return writes_only(register_bit(Rax));  // FNSTSW AX
     }
     switch (opcode) {
     case 0x8d:
@@ -129,24 +131,24 @@ Effects effects_of_primary(const Insn& insn) noexcept
             adjust(effects, insn.reg, insn.displacement);
             return effects;
         }
-        return writes_only(bit(insn.reg));
-    case 0x98: return writes_only(bit(Rax));
-    case 0x99: return writes_only(bit(Rdx));
+        return writes_only(register_bit(insn.reg));
+    case 0x98: return writes_only(register_bit(Rax));
+    case 0x99: return writes_only(register_bit(Rdx));
     case 0xa8:
     case 0xa9:
     case 0xf5:
     case 0xf8:
     case 0xf9: return effects;
     case 0xc2:
-    case 0xc3: add_stack_access(effects, 0, false); return writes_only(bit(Rsp));
+    case 0xc3: add_stack_access(effects, 0, false); return writes_only(register_bit(Rsp));
     case 0xc9:
         effects.accesses[effects.access_count++] = {Rbp, 0, 8, false};
-        return writes_only(bit(Rsp) | bit(Rbp));
-    case 0xe8: add_stack_access(effects, -8, true); return writes_only(bit(Rsp));
+        return writes_only(register_bit(Rsp) | register_bit(Rbp));
+    case 0xe8: add_stack_access(effects, -8, true); return writes_only(register_bit(Rsp));
     case 0xf6:
     case 0xf7:
         add_operand(insn, (opcode & 1U) != 0 ? insn.operand_size : 1U, false, effects);
-        return writes_only(bit(Rax) | bit(Rdx));
+        return writes_only(register_bit(Rax) | register_bit(Rdx));
     case 0xff:
         add_operand(insn, 8, false, effects);
         if (insn.group == 6) {
@@ -154,7 +156,7 @@ Effects effects_of_primary(const Insn& insn) noexcept
             adjust(effects, Rsp, -8);
         } else if (insn.group == 2) {
             add_stack_access(effects, -8, true);
-            effects.writes = bit(Rsp);
+            effects.writes = register_bit(Rsp);
         } else if (insn.group != 4) {
             return {};
         }
@@ -173,7 +175,7 @@ Effects effects_of_0f(const Insn& insn) noexcept
         return effects;
     }
     if ((opcode & 0xf8U) == 0xc8) {
-        effects.writes = bit(insn.rm);
+        effects.writes = register_bit(insn.rm);
         return effects;
     }
     switch (opcode) {
@@ -182,7 +184,7 @@ Effects effects_of_0f(const Insn& insn) noexcept
     case 0x1f: return effects;
     case 0xb0:
     case 0xb1:
-        effects.writes = bit(Rax);
+        effects.writes = register_bit(Rax);
         if (!insn.lock) {
             add_operand(insn, (opcode & 1U) != 0 ? insn.operand_size : 1U, true, effects);
         }
@@ -239,7 +241,7 @@ bool BlockEmitter::plan_window(const MemoryAccess& access, Window& window) const
             }
         }
         may_have_left = may_have_left || effects.may_leave;
-        if ((effects.writes & bit(window.base)) != 0) {
+        if ((effects.writes & register_bit(window.base)) != 0) {
             if (effects.adjusted != window.base) {
                 break;
             }
@@ -304,7 +306,7 @@ void BlockEmitter::move_windows()
         if (window.base == Window::none) {
             continue;
         }
-        const bool is_written = (step.effects.writes & bit(window.base)) != 0;
+        const bool is_written = (step.effects.writes & register_bit(window.base)) != 0;
         const bool is_moved = is_written && step.effects.adjusted == window.base;
         if (step.is_interpreted || !step.effects.is_known || window.last <= step_ ||
             (is_written && !is_moved)) {
