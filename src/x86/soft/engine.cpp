@@ -107,7 +107,9 @@ public:
             host = vm_->memory(cpu_).page(gpa / page_size).host;
         }
         if (host != nullptr) {
-            std::memcpy(code.data(), host + (gpa & page_mask), code.size());
+            for (std::size_t i = 0; i < code.size(); ++i) {
+                code[i] = load_host<std::byte>(host + (gpa & page_mask) + i);
+            }
         }
         vm_->leave_guest(cpu_);
         return host != nullptr;
