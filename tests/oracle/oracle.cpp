@@ -11,6 +11,7 @@
 #include <sys/time.h>
 
 #include "oracle/case_text.hpp"
+#include "oracle/native_stub.hpp"
 #include "oracle/reduce.hpp"
 
 namespace vmm::oracle {
@@ -86,6 +87,11 @@ const char* why_not_judged(const Case& each,
     }
     if (engine.ending == ReachedOther) {
         return "it leads to an exit that is code of another size";
+    }
+    constexpr std::uint16_t page_fault = 14;
+    if (engine.ending == page_fault && engine.address >= context_base &&
+        engine.address < signal_stack_base + signal_stack_bytes) {
+        return "the judge's own memory is there on the host";
     }
     if (verdict.repeats && writes_itself(each, engine)) {
         return "it overwrites itself while it repeats";

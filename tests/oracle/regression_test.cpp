@@ -57,6 +57,32 @@ TEST_F(OracleRegression, TooLongComesBeforeUndefinedAndAfterFetching)
     expect_agreement("code=3e3e3e3e3e3e3e3e3e660f84 at=0x1ff2");
 }
 
+TEST_F(OracleRegression, ThreeDNowEndsWithItsOpcode)
+{
+    expect_agreement("code=660f0f65 bits=32 at=0x1ffc");
+    expect_agreement("code=3e3e3e3e3e3e3e3e3e3ef20f0f46 bits=32");
+    expect_agreement("code=3e3e3e3e3e3e3e3e3e3ef20f78 bits=32");
+}
+
+TEST_F(OracleRegression, UndefinedVexIsAsLongAsWithoutAPrefix)
+{
+    expect_agreement("code=66c441ff8f at=0x1ff9");
+    expect_agreement("code=66c4e17c85 at=0x1ff8");
+    expect_agreement("code=66c4e19284 bits=32 at=0x1ff8");
+}
+
+TEST_F(OracleRegression, SelectorsArePoppedByTwoBytes)
+{
+    expect_agreement("code=cb bits=32 rsp=0x20003ffa patch:0x20003ffa=000100302300");
+}
+
+/// The element across the page's end is read before the destination is looked at.
+TEST_F(OracleRegression, RepeatedMovesFaultAsSingleOnes)
+{
+    expect_agreement("code=f3a5 rcx=0x4 rsi=0x20003fff");
+    expect_agreement("code=f3a5 rcx=0xf8 rsi=0x20001fd6 rdi=0x7fffffffffff");
+}
+
 TEST_F(OracleRegression, LarGivesTheLimitToo)
 {
     expect_agreement("code=4d0f02ed r13=0x2b");

@@ -288,6 +288,8 @@ public:
     explicit FrameReader(Cpu& cpu) noexcept : cpu_(cpu), pointer_(cpu.gpr[Rsp]) {}
 
     [[nodiscard]] std::uint64_t pop(unsigned value_size);
+    /// A selector, which has as much room as other values: processors read two bytes of it.
+    [[nodiscard]] std::uint16_t pop_selector(unsigned value_size);
     void skip(std::uint64_t bytes) noexcept { pointer_ = advanced(bytes); }
     [[nodiscard]] std::uint64_t pointer() const noexcept { return pointer_; }
 

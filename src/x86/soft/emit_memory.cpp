@@ -82,10 +82,7 @@ void BlockEmitter::host_address(const Insn& insn,
                                 bool write,
                                 std::uint8_t alignment)
 {
-    const bool is_near = is_wide_ && alignment == 0 && insn.index == Insn::no_register &&
-                         insn.base < 16 && insn.address_size == 8 && insn.segment != Fs &&
-                         insn.segment != Gs;
-    if (is_near) {
+    if (is_wide_ && alignment == 0 && is_fixed_distance(insn)) {
         access_near({insn.base, static_cast<std::int32_t>(insn.displacement),
                      static_cast<std::uint8_t>(size), write});
         return;

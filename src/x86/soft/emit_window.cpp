@@ -21,12 +21,16 @@ constexpr std::uint16_t register_bit(unsigned guest_register) noexcept
     return static_cast<std::uint16_t>(1U << (guest_register & 15U));
 }
 
+}  // namespace
+
 bool is_fixed_distance(const Insn& insn) noexcept
 {
     return insn.base < 16 && insn.index == Insn::no_register && insn.address_size == 8 &&
            insn.segment != Fs && insn.segment != Gs && insn.displacement < max_distance &&
            insn.displacement > -max_distance;
 }
+
+namespace {
 
 void add_stack_access(Effects& effects, std::int32_t distance, bool write) noexcept
 {

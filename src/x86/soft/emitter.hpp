@@ -174,6 +174,8 @@ struct Effects {
     std::size_t access_count{};
 };
 
+/// Whether the memory operand is near one register, without a segment's base.
+[[nodiscard]] bool is_fixed_distance(const Insn& insn) noexcept;
 /// @param form  of `insn`, or null.
 [[nodiscard]] Effects effects_of(const Insn& insn, const Form* form) noexcept;
 

@@ -54,6 +54,7 @@ private:
         unsigned opcode = take();
         const bool vex = is_vex(opcode);
         if (vex) {
+            operand_override_ = false;  // No such prefix belongs to it.
             map_ = opcode == 0xc4 ? take() & 0x1fU : 1;
             take();
             opcode = take();

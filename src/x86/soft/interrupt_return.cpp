@@ -55,7 +55,7 @@ ReturnFrame pop_return_frame(FrameReader& stack, unsigned operand_size)
 {
     ReturnFrame frame{};
     frame.rip = stack.pop(operand_size);
-    frame.selector = static_cast<std::uint16_t>(stack.pop(operand_size));
+    frame.selector = stack.pop_selector(operand_size);
     frame.flags = stack.pop(operand_size);
     return frame;
 }
@@ -123,7 +123,7 @@ void return_to_virtual_8086(Cpu& cpu, FrameReader& stack, const ReturnFrame& fra
     const std::uint64_t pointer = stack.pop(4);
     std::array<std::uint16_t, 5> selectors{};
     for (std::uint16_t& selector : selectors) {
-        selector = static_cast<std::uint16_t>(stack.pop(4));
+        selector = stack.pop_selector(4);
     }
     if (frame.rip > 0xffffU) {
         raise(Vector::GP, 0);
@@ -161,7 +161,7 @@ void return_in_protected_mode(Cpu& cpu, unsigned operand_size)
         cpu.gpr[Rsp] = stack.pointer();
     } else {
         const std::uint64_t pointer = stack.pop(operand_size);
-        const auto stack_selector = static_cast<std::uint16_t>(stack.pop(operand_size));
+        const auto stack_selector = stack.pop_selector(operand_size);
         const Segment new_stack = load_return_stack(cpu, stack_selector, checked);
         check_target(cpu, checked, frame.rip);
         const Segment code = load_code_segment(cpu, descriptor, frame.selector, level);

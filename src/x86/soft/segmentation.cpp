@@ -461,6 +461,14 @@ std::uint64_t FrameReader::advanced(std::uint64_t by) const noexcept
     return merged_stack_pointer(pointer_, pointer_ + by, cpu_.code_64(), cpu_.seg[Ss]);
 }
 
+std::uint16_t FrameReader::pop_selector(unsigned value_size)
+{
+    const std::uint64_t next = advanced(value_size);
+    const auto selector = static_cast<std::uint16_t>(pop(sizeof(std::uint16_t)));
+    pointer_ = next;
+    return selector;
+}
+
 std::uint64_t FrameReader::pop(unsigned value_size)
 {
     std::uint64_t linear = pointer_;

@@ -33,6 +33,13 @@ void fill(std::byte* to, T value, std::size_t elements) noexcept
     }
 }
 
+/// Such an element has faults of its own: it goes alone, before the next page is touched.
+template <typename T>
+bool crosses_page(std::uint64_t linear) noexcept
+{
+    return (linear & 0xfffU) > 0x1000 - sizeof(T);
+}
+
 /// One element.
 template <typename T>
 void move_one(Cpu& cpu, const Op& op, StringOperands& operands)
@@ -117,6 +124,9 @@ std::uint64_t move_chunk(Cpu& cpu, const Op& op, StringOperands& operands, std::
         operands.linear(segment, operands.source(), elements * sizeof(T), Access::Read);
     const std::uint64_t to =
         operands.linear(Es, operands.destination(), elements * sizeof(T), Access::Write);
+    if (crosses_page<T>(from) || crosses_page<T>(to)) {
+        return 0;
+    }
     std::size_t readable = elements * sizeof(T);
     std::size_t writable = readable;
     const std::byte* const source = direct_run(cpu, segment, from, readable, Access::Read);
@@ -166,6 +176,9 @@ std::uint64_t store_chunk(Cpu& cpu, const Op& /*op*/, StringOperands& operands, 
     }
     const std::uint64_t to =
         operands.linear(Es, operands.destination(), elements * sizeof(T), Access::Write);
+    if (crosses_page<T>(to)) {
+        return 0;
+    }
     std::size_t writable = elements * sizeof(T);
     std::byte* const destination = direct_run(cpu, Es, to, writable, Access::Write);
     if (destination == nullptr) {

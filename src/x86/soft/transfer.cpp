@@ -281,7 +281,7 @@ void far_return(Cpu& cpu, unsigned operand_size, std::uint16_t pop_bytes)
 {
     FrameReader frame{cpu};
     const std::uint64_t rip = frame.pop(operand_size);
-    const auto selector = static_cast<std::uint16_t>(frame.pop(operand_size));
+    const auto selector = frame.pop_selector(operand_size);
     frame.skip(pop_bytes);
     if (in_real_or_virtual_mode(cpu)) {
         const Segment code = real_code(cpu, selector);
@@ -301,7 +301,7 @@ void far_return(Cpu& cpu, unsigned operand_size, std::uint16_t pop_bytes)
         return;
     }
     const std::uint64_t pointer = frame.pop(operand_size);
-    const auto stack_selector = static_cast<std::uint16_t>(frame.pop(operand_size));
+    const auto stack_selector = frame.pop_selector(operand_size);
     const Segment stack = load_return_stack(cpu, stack_selector, checked);
     check_target(cpu, checked, rip);
     const Segment code = load_code_segment(cpu, descriptor, selector, level);
