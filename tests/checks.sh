@@ -18,7 +18,7 @@ report() { # NAME PROBLEM [LOG…]: no problem is a pass; the ends of the logs f
     echo "FAILED  $name: $problem"
     local log
     for log in "$@"; do
-        tail -n 5 "$log" | sed 's/^/        /'
+        tail -n 12 "$log" | sed 's/^/        /'
     done
 }
 
