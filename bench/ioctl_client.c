@@ -16,10 +16,11 @@
 
 enum { calls = 20000, rounds = 15 };
 
+/// Of this thread's own: what others take from the machine is not in it.
 static double now(void)
 {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 

@@ -68,8 +68,15 @@ run_preset() {
     fi
     line=$(grep -E '^[0-9]+% tests passed' "$log" | tail -n 1)
     summary+=("$preset: $line")
+    [[ ${counts% *} -eq 0 ]] || summary+=("$(what_failed "$log")")
     failed=$((failed + ${counts% *}))
     total=$((total + ${counts#* }))
+}
+
+# The tests of ctest's log that failed, and what the first of them had to say: a long log may be cut in its middle.
+what_failed() {
+    sed -n '/^The following tests FAILED:/,/^Errors while/p' "$1" | grep -E '^[[:space:]]+[0-9]+ - ' | grep -v '(Skipped)$' || true
+    grep -E -m 4 -A 12 ': Failure$|ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error:' "$1" | head -n 60 || true
 }
 
 run_script() { # NAME [ARGUMENT…]
@@ -85,6 +92,7 @@ run_script() { # NAME [ARGUMENT…]
     fi
     summary+=("$name: $line")
     read -r passed_now _ failed_now _ <<<"$line"
+    [[ $failed_now -eq 0 ]] || summary+=("$(grep -A 5 'FAILED' "$log" || true)")
     failed=$((failed + failed_now))
     total=$((total + passed_now + failed_now))
 }

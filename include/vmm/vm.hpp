@@ -288,7 +288,8 @@ public:
 
     /// KVM_CREATE_VCPU.  `id` is also the APIC id.
     ///
-    /// @return EEXIST for an id in use, EINVAL for one of 1,024 or more.
+    /// @return EEXIST for an id in use, EINVAL for one of 4,096 or more, or where the VM has 1,024
+    ///         vCPUs.
     [[nodiscard]] Result<Vcpu> create_vcpu(std::uint32_t id);
 
     /// What this VM has done since its creation, with KVM's names: `remote_tlb_flush`, how often

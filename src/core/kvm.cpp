@@ -154,10 +154,10 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::IrqRouting: return 4096;
     case Capability::NrVcpus: return 64;
     case Capability::MaxVcpus:
-        return limit(options_.engine, static_cast<int>(core::VmCore::max_vcpu_id),
+        return limit(options_.engine, static_cast<int>(core::VmCore::max_vcpus),
                      &x86::kvm::Limits::vcpus);
     case Capability::MaxVcpuId:
-        return limit(options_.engine, static_cast<int>(core::VmCore::max_vcpu_id),
+        return limit(options_.engine, static_cast<int>(core::VmCore::vcpu_id_end),
                      &x86::kvm::Limits::vcpu_ids);
     case Capability::NrMemslots:
         return limit(options_.engine, static_cast<int>(memory::max_slots),

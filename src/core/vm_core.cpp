@@ -404,12 +404,17 @@ Result<void> VmCore::set_gsi_routing(std::span<const x86::irqchip::GsiRoute> rou
 
 Result<std::shared_ptr<VcpuCore>> VmCore::create_vcpu(std::uint32_t id)
 {
-    if (id >= max_vcpu_id) {
+    if (id >= vcpu_id_end) {
         return Error{std::errc::invalid_argument,
-                     fmt::format("create_vcpu({}): vCPU ids are 0 to {}", id, max_vcpu_id - 1U)};
+                     fmt::format("create_vcpu({}): vCPU ids are 0 to {}", id, vcpu_id_end - 1U)};
     }
     {
         const std::lock_guard lock{mutex_};
+        if (vcpus_.size() >= max_vcpus) {
+            return Error{std::errc::invalid_argument,
+                         fmt::format("create_vcpu({}): this VM has {} vCPUs, and no VM has more",
+                                     id, max_vcpus)};
+        }
         if (!vcpus_.emplace(id, nullptr).second) {
             return Error{std::errc::file_exists,
                          fmt::format("create_vcpu({}): this VM has a vCPU of that id", id)};

@@ -37,7 +37,9 @@ class VcpuCore;
 /// Lock order: `mutex_`, then nothing of a vCPU.  The data plane takes no lock.
 class VmCore : public std::enable_shared_from_this<VmCore> {
 public:
-    static constexpr std::uint32_t max_vcpu_id = 1024;
+    /// KVM's: ids may have gaps, as APIC ids have.
+    static constexpr std::uint32_t vcpu_id_end = 4096;
+    static constexpr std::uint32_t max_vcpus = 1024;
 
     [[nodiscard]] static Result<std::shared_ptr<VmCore>> create(const KvmOptions& options);
 

@@ -416,30 +416,33 @@ TEST_P(PvFeatures, AVcpuThatWaitsLooksByItselfForAsLongAsTheVmSays)
     SmallVm small{engine(), SmallVm::Irqchip::Full};
     small.place(SmallVm::code_at, {0xf4});
     Vcpu vcpu = small.vcpu();
-    const auto wait = [&] {
+    const auto count = [&vcpu](const char* name) { return vcpu.statistics().counter(name); };
+    /// Halts, and is kicked when `name` has come to `value`.
+    const auto wait_until = [&](const char* name, std::uint64_t value) {
         vcpu.set_mp_state(x86::MpState::Halted).value();
-        std::thread other{[kicker = vcpu.kicker()] {
-            std::this_thread::sleep_for(std::chrono::milliseconds{2});
-            kicker.kick();
+        std::thread other{[&] {
+            while (count(name) < value) {
+                std::this_thread::yield();
+            }
+            vcpu.kicker().kick();
         }};
         EXPECT_TRUE(vcpu.run().value().is<Interrupted>());
         other.join();
     };
-    wait();
-    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 0U);
+    wait_until("blocking", 1U);
+    EXPECT_EQ(count("halt_attempted_poll"), 0U);
     small.vm().set_halt_poll_ns(1'000);
-    wait();
-    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 1U);
-    EXPECT_EQ(vcpu.statistics().counter("halt_successful_poll"), 0U);
-    EXPECT_GE(vcpu.statistics().counter("halt_poll_fail_ns"), 1'000U);
+    wait_until("halt_poll_fail_ns", 1'000U);
+    EXPECT_EQ(count("halt_attempted_poll"), 1U);
+    EXPECT_EQ(count("halt_successful_poll"), 0U);
     small.vm().set_halt_poll_ns(~0U);
-    wait();
-    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 2U);
-    EXPECT_EQ(vcpu.statistics().counter("halt_successful_poll"), 1U);
-    EXPECT_NE(vcpu.statistics().counter("halt_poll_success_ns"), 0U);
+    wait_until("halt_attempted_poll", 2U);
+    EXPECT_EQ(count("halt_attempted_poll"), 2U);
+    EXPECT_EQ(count("halt_successful_poll"), 1U);
+    EXPECT_NE(count("halt_poll_success_ns"), 0U);
     vcpu.set_msr(poll_control, 0).value();
-    wait();
-    EXPECT_EQ(vcpu.statistics().counter("halt_attempted_poll"), 2U) << "the guest asked not to";
+    wait_until("blocking", 1U);
+    EXPECT_EQ(count("halt_attempted_poll"), 2U) << "the guest asked not to";
 }
 
 TEST_P(PvFeatures, HypercallsThatCpuidDoesNotOfferMayBeHidden)

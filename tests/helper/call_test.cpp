@@ -83,10 +83,10 @@ TEST_F(HelperCall, AVcpusIdIsTakenOnceAndBounded)
     Caller c;
     vmm_create create{0, 0};
     EXPECT_EQ(call(c.vm, VMM_CREATE_VCPU, &create), -EEXIST);
-    create = {VMM_MAX_VCPUS, 0};
+    create = {VMM_VCPU_ID_END, 0};
     EXPECT_EQ(call(c.vm, VMM_CREATE_VCPU, &create), -EINVAL);
     EXPECT_EQ(create.reason, std::uint32_t{VMM_REASON_VCPU_ID});
-    create = {VMM_MAX_VCPUS - 1, 0};
+    create = {VMM_VCPU_ID_END - 1, 0};
     const UniqueFd last{call(c.vm, VMM_CREATE_VCPU, &create)};
     EXPECT_TRUE(last);
 }

@@ -165,7 +165,8 @@ private:
     {
         const State& native = native_.out;
         const State& engine = engine_.out;
-        const bool wide = !case_.is_32 && !engine_.in_32;
+        const bool wide =
+            !case_.is_32 && !engine_.in_32 && engine.selector[x86::Cs] != user_code_32;
         if (verdict_.partial_loads && is_exception(native_)) {
             expect("rsp", native.gpr[x86::Rsp], engine.gpr[x86::Rsp]);
             return;

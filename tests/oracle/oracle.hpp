@@ -83,6 +83,7 @@ private:
     void run_engine(SoftMachine& machine, const Case& each, Outcome& outcome);
     [[nodiscard]] std::vector<std::uint32_t> find_suspects();
     [[nodiscard]] std::string difference_of(const Side& side, std::uint32_t number);
+    [[nodiscard]] bool depends_on_exit_page(Side& side, const Case& each);
 
     Generator generator_;
     std::vector<Row> rows_;

@@ -217,5 +217,11 @@ TEST_F(OracleRegression, HalfPrecisionUnderflow)
                      "ymm3=0000000000000000000000000000103800000000000000000000000000000000");
 }
 
+/// The header of the area is beyond 4 GiB but for the address size.
+TEST_F(OracleRegression, PartsOfASaveAreaAreAddressedInTheInstructionsAddressSize)
+{
+    expect_agreement("code=670faea87dfeffff rax=3");
+}
+
 }  // namespace
 }  // namespace vmm::oracle

@@ -139,6 +139,13 @@ public:
         std::memcpy(&value, at(frame) + offset, sizeof(T));
         return value;
     }
+    void fill_exit_page(std::uint8_t filler)
+    {
+        std::memset(at(ExitPage), filler, 4096);
+        for (const std::uint64_t exit : {exit_64, exit_32}) {
+            put(ExitPage, exit & 0xfffU, std::uint16_t{0x80cd});  // INT 80h
+        }
+    }
 
 private:
     struct alignas(4096) Ram : std::array<std::byte, FrameCount * 4096> {};
@@ -234,10 +241,7 @@ void SoftMachine::build_tables()
     for (std::uint64_t number = 0; number < handler_count; ++number) {
         memory.put(HandlerPage, number * handler_stride, std::uint32_t{0x00cf'48f4});
     }
-    std::memset(memory.at(ExitPage), 0xcc, 4096);
-    for (const std::uint64_t exit : {exit_64, exit_32}) {
-        memory.put(ExitPage, exit & 0xfffU, std::uint16_t{0x80cd});  // INT 80h
-    }
+    memory.fill_exit_page(exit_filler);
     auto table_of_descriptors = descriptors;
     table_of_descriptors[8] |= ((task & 0xff'ffffU) << 16U) | ((task & 0xff00'0000U) << 32U);
     table_of_descriptors[9] = task >> 32U;
@@ -282,6 +286,12 @@ void SoftMachine::set_image(const Arena& image)
     code_size_ = 0;
     std::memcpy(memory_->arena(), image.data(), arena_bytes);
     code_written();
+}
+
+void SoftMachine::fill_exit_page(std::uint8_t filler)
+{
+    memory_->fill_exit_page(filler);
+    vm_->memory_written(Gpa{ExitPage * 4096}, 4096);
 }
 
 void SoftMachine::code_written()

@@ -29,6 +29,9 @@ public:
     /// What memory holds before each further case, but for its patches.
     void set_image(const Arena& image);
     void run(const Case& each, Outcome& outcome);
+    /// What lies around the exits: INT3 at first.
+    void fill_exit_page(std::uint8_t filler);
+    static constexpr std::uint8_t exit_filler = 0xcc;
 
     /// Ends the case being run.  Async-signal-safe, any thread.
     void interrupt() noexcept { vcpu_->request_exit(); }

@@ -22,7 +22,7 @@
 #define VMM_REASON_VERSION 1		  /* Another VMM_ABI_VERSION. */
 #define VMM_REASON_FLAGS 2		  /* A flag or a reserved field that is not 0. */
 #define VMM_REASON_OTHER_PROCESS 3	  /* The VM belongs to another address space. */
-#define VMM_REASON_VCPU_ID 4		  /* Beyond VMM_MAX_VCPUS. */
+#define VMM_REASON_VCPU_ID 4		  /* Not below VMM_VCPU_ID_END. */
 #define VMM_REASON_SLOT 5		  /* Beyond VMM_MAX_REGIONS. */
 #define VMM_REASON_SLOT_TAKEN 6		  /* A region is changed by removing it first. */
 #define VMM_REASON_NO_SUCH_SLOT 7
@@ -76,7 +76,7 @@ struct vmm_create {
 
 /* ---- A VM ---- */
 
-#define VMM_MAX_VCPUS 1024
+#define VMM_VCPU_ID_END 4096
 #define VMM_MAX_REGIONS 32768
 
 #define VMM_REGION_READ_ONLY (1u << 0) /* Writes are exits. */

@@ -208,7 +208,7 @@ static long create_vcpu(struct vmm_vm *vm, struct vmm_create *create)
 	struct vmm_vcpu *vcpu;
 	long result = -ENOMEM;
 
-	if (create->argument >= VMM_MAX_VCPUS) {
+	if (create->argument >= VMM_VCPU_ID_END) {
 		create->reason = VMM_REASON_VCPU_ID;
 		return -EINVAL;
 	}
@@ -337,7 +337,7 @@ static long device_ioctl(struct file *file, unsigned int request, unsigned long 
 		.version = VMM_ABI_VERSION,
 		.vendor = vmm_vendor->id,
 		.features = vmm_vendor->features,
-		.max_vcpus = VMM_MAX_VCPUS,
+		.max_vcpus = VMM_VCPU_ID_END,
 		.max_regions = VMM_MAX_REGIONS,
 		.vcpu_area_size = sizeof(struct vmm_vcpu_area),
 		.guest_address_bits = vmm_guest_address_bits(),

@@ -23,7 +23,7 @@ void ApicBus::for_each(F&& f) const noexcept
 
 void ApicBus::add(std::uint32_t id, LocalApic& apic) noexcept
 {
-    VMM_ASSERT(id < max_lapic_count);
+    VMM_ASSERT(id < id_end);
     by_id_[id].store(&apic, std::memory_order_release);
     std::uint32_t end = end_.load(std::memory_order_relaxed);
     while (end <= id && !end_.compare_exchange_weak(end, id + 1, std::memory_order_release)) {
@@ -32,14 +32,14 @@ void ApicBus::add(std::uint32_t id, LocalApic& apic) noexcept
 
 void ApicBus::remove(std::uint32_t id) noexcept
 {
-    if (id < max_lapic_count) {
+    if (id < id_end) {
         by_id_[id].store(nullptr, std::memory_order_release);
     }
 }
 
 LocalApic* ApicBus::find(std::uint32_t id) const noexcept
 {
-    return id < max_lapic_count ? by_id_[id].load(std::memory_order_acquire) : nullptr;
+    return id < id_end ? by_id_[id].load(std::memory_order_acquire) : nullptr;
 }
 
 int ApicBus::deliver(const InterruptMessage& message, const LocalApic* source) noexcept
@@ -50,7 +50,7 @@ int ApicBus::deliver(const InterruptMessage& message, const LocalApic* source) n
     // The common case needs no search: one physical destination, with ids as they were given.
     constexpr std::uint32_t broadcast = 0xff;
     if (message.shorthand == Shorthand::None && !message.logical &&
-        message.destination != broadcast && message.destination < max_lapic_count &&
+        message.destination != broadcast && message.destination < id_end &&
         ids_are_initial_.load(std::memory_order_relaxed)) {
         LocalApic* apic = find(message.destination);
         if (apic == nullptr || !apic->is_addressed(message, source)) {

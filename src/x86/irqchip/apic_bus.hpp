@@ -73,7 +73,7 @@ public:
 /// accept.  An APIC that has been in the set must live as long as the bus.
 class ApicBus final {
 public:
-    static constexpr std::uint32_t max_lapic_count = 1024;
+    static constexpr std::uint32_t id_end = 4096;  ///< KVM's, for KVM_CAP_MAX_VCPU_ID.
 
     /// @param pic  Null where there is none (split irqchip).
     ApicBus(EoiListener& listener, Pic* pic) noexcept : listener_{listener}, pic_{pic} {}
@@ -83,7 +83,7 @@ public:
     ApicBus& operator=(ApicBus&&) = delete;
     ~ApicBus() = default;
 
-    /// @pre `id < max_lapic_count`
+    /// @pre `id < id_end`
     void add(std::uint32_t id, LocalApic& apic) noexcept;
     void remove(std::uint32_t id) noexcept;
     /// Null if no APIC has this initial id.
@@ -126,7 +126,7 @@ private:
 
     EoiListener& listener_;
     Pic* pic_;
-    std::array<std::atomic<LocalApic*>, max_lapic_count> by_id_{};
+    std::array<std::atomic<LocalApic*>, id_end> by_id_{};
     std::atomic<std::uint32_t> end_{0};  // One past the highest id that was ever in use.
     std::atomic<bool> ids_are_initial_{true};
 };

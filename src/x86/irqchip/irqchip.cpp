@@ -66,7 +66,7 @@ Irqchip::~Irqchip()
 
 std::shared_ptr<LocalApic> Irqchip::create_lapic(std::uint32_t id, VcpuSink& sink, TscClock tsc)
 {
-    if (id >= ApicBus::max_lapic_count) {
+    if (id >= ApicBus::id_end) {
         return nullptr;
     }
     const std::lock_guard lock{mutex_};
@@ -144,8 +144,7 @@ std::int64_t Irqchip::send_ipis(const std::array<std::uint64_t, 2>& bitmap,
     std::int64_t reached = 0;
     for (unsigned i = 0; i < 2U * word_bits; ++i) {
         const std::uint64_t id = std::uint64_t{first_id} + i;
-        if (((bitmap[i / word_bits] >> (i % word_bits)) & 1U) == 0U ||
-            id >= ApicBus::max_lapic_count) {
+        if (((bitmap[i / word_bits] >> (i % word_bits)) & 1U) == 0U || id >= ApicBus::id_end) {
             continue;
         }
         if (LocalApic* const apic = bus_.find(static_cast<std::uint32_t>(id))) {

@@ -61,7 +61,7 @@ public:
 
     // --- Local APICs.
 
-    /// A local APIC for the vCPU with this id, in its reset state.  Null if the id is 1024 or
+    /// A local APIC for the vCPU with this id, in its reset state.  Null if the id is 4096 or
     /// more, or in use.  Not to be used after the irqchip is gone.
     [[nodiscard]] std::shared_ptr<LocalApic> create_lapic(std::uint32_t id,
                                                           VcpuSink& sink,

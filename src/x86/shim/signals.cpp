@@ -6,9 +6,8 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <mutex>
-#include <set>
-#include <utility>
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -172,28 +171,49 @@ void take_defaults(const sigset_t& mask) noexcept
     }
 }
 
-/// All threads in KVM_RUN.
-struct Runs {
-    std::mutex mutex;
-    std::set<const RunScope*> scopes;
+/// A thread that has been in KVM_RUN.
+struct Runner {
+    std::atomic<const RunScope*> scope{nullptr};
+    std::atomic<bool> is_looked_at{false};  ///< By one who has locked `Runners::mutex`.
 };
 
-Runs& runs()
+/// All of them.  One that ends leaves its place to the next thread with its name.
+struct Runners {
+    std::mutex mutex;
+    std::map<pthread_t, Runner> by_thread;
+};
+
+Runners& runners()
 {
-    static Runs& all = *new Runs;
+    static Runners& all = *new Runners;
     return all;
+}
+
+Runner& this_runner()
+{
+    thread_local Runner* mine = nullptr;
+    if (mine == nullptr) {
+        const std::lock_guard lock{runners().mutex};
+        mine = &runners().by_thread[::pthread_self()];
+    }
+    return *mine;
 }
 
 }  // namespace
 
 void end_run(pthread_t thread) noexcept
 {
-    const std::lock_guard lock{runs().mutex};
-    for (const RunScope* const scope : runs().scopes) {
-        if (::pthread_equal(scope->thread(), thread) != 0) {
-            scope->end();
-        }
+    const std::lock_guard lock{runners().mutex};
+    const auto found = runners().by_thread.find(thread);
+    if (found == runners().by_thread.end()) {
+        return;
     }
+    Runner& runner = found->second;
+    runner.is_looked_at.store(true);
+    if (const RunScope* const scope = runner.scope.load(); scope != nullptr) {
+        scope->end();
+    }
+    runner.is_looked_at.store(false);
 }
 
 bool take_signal(int signal, const siginfo_t& info, ucontext_t& context) noexcept
@@ -280,17 +300,13 @@ int change_action(int signal, const struct sigaction* action, struct sigaction* 
     return 0;
 }
 
-RunScope::RunScope(Vcpu::Kicker kicker,
+RunScope::RunScope(const Vcpu::Kicker& kicker,
                    const HostRanges& ranges,
                    const std::optional<sigset_t>& mask) noexcept
-    : thread_{::pthread_self()},
-      kicker_{std::move(kicker)},
+    : kicker_{kicker},
       ranges_{ranges}
 {
-    {
-        const std::lock_guard lock{runs().mutex};
-        runs().scopes.insert(this);
-    }
+    this_runner().scope.store(this, std::memory_order_release);
     current_run = this;
     std::atomic_signal_fence(std::memory_order_seq_cst);
     if (const sigset_t* const wanted_mask = mask ? &*mask : client_mask; wanted_mask != nullptr) {
@@ -303,9 +319,10 @@ RunScope::RunScope(Vcpu::Kicker kicker,
 
 RunScope::~RunScope()
 {
-    {
-        const std::lock_guard lock{runs().mutex};
-        runs().scopes.erase(this);
+    Runner& runner = this_runner();
+    runner.scope.exchange(nullptr);
+    if (runner.is_looked_at.load()) {
+        const std::lock_guard until_it_has_been_ended{runners().mutex};
     }
     if (masked_) {
         static_cast<void>(set_mask(before_, nullptr));

@@ -51,9 +51,10 @@ void set_real_sigaction(SigactionFunction function) noexcept;
 /// A thread in KVM_RUN.
 class RunScope {
 public:
+    /// @param kicker  Of the vCPU; lives longer, as `ranges` does.
     /// @param mask  KVM_SET_SIGNAL_MASK: what is blocked meanwhile.
     /// @param ranges  The client's memory that the guest may reach.
-    RunScope(Vcpu::Kicker kicker,
+    RunScope(const Vcpu::Kicker& kicker,
              const HostRanges& ranges,
              const std::optional<sigset_t>& mask) noexcept;
     RunScope(const RunScope&) = delete;
@@ -74,26 +75,24 @@ public:
 
     /// Any thread.
     void end() const noexcept { kicker_.kick(); }
-    [[nodiscard]] pthread_t thread() const noexcept { return thread_; }
 
 private:
     static constexpr std::size_t max_faults = 64;
 
     static constexpr std::size_t max_waiting = 32;
     struct Waiting {
-        int signal{};
-        siginfo_t info{};
+        int signal;
+        siginfo_t info;
     };
 
-    const pthread_t thread_;
-    const Vcpu::Kicker kicker_;
+    const Vcpu::Kicker& kicker_;
     const HostRanges& ranges_;
     bool masked_{};
     sigset_t before_{};
     std::atomic<std::size_t> waiting_count_{0};
-    std::array<Waiting, max_waiting> waiting_;
+    std::array<Waiting, max_waiting> waiting_;  // As many as that are set: to clear all takes long.
     std::atomic<std::size_t> fault_count_{0};
-    std::array<std::uintptr_t, max_faults> faults_{};
+    std::array<std::uintptr_t, max_faults> faults_;
 };
 
 }  // namespace vmm::shim

@@ -44,6 +44,7 @@ public:
         : vm_{std::move(vm)},
           dirty_ring_{std::move(dirty_ring)},
           vcpu_{std::move(vcpu)},
+          kicker_{vcpu_.kicker()},
           area_{std::move(area)},
           has_ring_{has_ring}
     {
@@ -85,6 +86,7 @@ private:
     std::shared_ptr<VmFile> vm_;
     std::optional<SharedPages> dirty_ring_;  // Before the vCPU, which writes to it.
     Vcpu vcpu_;
+    const Vcpu::Kicker kicker_;
     RunArea area_;
     const bool has_ring_;          // The VM's coalesced ring is in this one's memory.
     std::mutex mutex_;             // All below, and `vcpu_`.

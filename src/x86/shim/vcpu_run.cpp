@@ -241,7 +241,7 @@ void VcpuFile::show_state(kvm_run& area)
 long VcpuFile::run() noexcept
 {
     // The scope ends last: handlers of signals that came meanwhile may use the vCPU.
-    RunScope scope{vcpu_.kicker(), vm_->host_ranges(), run_mask_};
+    RunScope scope{kicker_, vm_->host_ranges(), run_mask_};
     const std::lock_guard lock{mutex_};
     try {
         const long result = run_locked(scope);

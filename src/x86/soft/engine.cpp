@@ -32,8 +32,15 @@ public:
         hold(cpu_, StateGroup::All);
     }
 
-    void state_changed(StateGroup /*changed*/) noexcept override
+    void state_changed(StateGroup changed) noexcept override
     {
+        if (changed == StateGroup::Registers) {
+            // No TLB depends on them.  But who sets RIP may have written code just before.
+            flush_fetch_tlb(cpu_);
+            cpu_.mode_changed();
+            loop_.state_changed();
+            return;
+        }
         const std::span<const CpuidEntry> entries = cpu_.cpuid.entries();
         if (!std::equal(entries.begin(), entries.end(), cpuid_.begin(), cpuid_.end())) {
             // Blocks know which instructions exist.

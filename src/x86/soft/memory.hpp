@@ -126,6 +126,8 @@ struct CodePage {
 
 /// Of all address spaces; and global pages, or not.
 void flush_tlb_all(Cpu& cpu) noexcept;
+/// Of all address spaces: code that is reached next is compared with memory first.
+void flush_fetch_tlb(Cpu& cpu) noexcept;
 void flush_tlb_non_global(Cpu& cpu) noexcept;
 /// Of the current address space, and global pages.
 void flush_tlb_page(Cpu& cpu, std::uint64_t linear) noexcept;

@@ -113,14 +113,19 @@ void flush_tlb_all(Cpu& cpu) noexcept
             tlb, [&](std::size_t word) { return tlb.used[word]; },
             [&](std::size_t index) { drop(tlb, index); });
     }
-    cpu.fetch_tlb.flush_all();
-    // CR3 may be another one by now.
-    const FetchTlb::Space space = cpu.fetch_tlb.switch_to(current_pcid(cpu), false);
     for (PhysicalPageCache::Entry& entry : cpu.page_cache.entries) {
         entry.gfn = PhysicalPageCache::invalid;
     }
     forget_mmio(cpu);
     ++cpu.counters.tlb_flushes;
+    flush_fetch_tlb(cpu);
+}
+
+void flush_fetch_tlb(Cpu& cpu) noexcept
+{
+    cpu.fetch_tlb.flush_all();
+    // CR3 may be another one by now.
+    const FetchTlb::Space space = cpu.fetch_tlb.switch_to(current_pcid(cpu), false);
     cpu.jumps.mapping_changed();
     cpu.jumps.address_space_changed(space);
 }

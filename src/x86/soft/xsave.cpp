@@ -201,7 +201,7 @@ std::uint64_t aligned_address(Cpu& cpu,
     return linear;
 }
 
-/// A part of an area in guest memory.
+/// An area in guest memory.  Where 64-bit code has addresses of 32 bits, those of its parts wrap.
 class GuestArea {
 public:
     GuestArea(Cpu& cpu, const Op& op, std::uint64_t linear)
@@ -209,22 +209,31 @@ public:
           segment_{static_cast<SegmentIndex>(op.segment)},
           linear_{linear}
     {
+        if (cpu.code_64() && op.address_size == 4) {
+            wraps_at_ = (std::uint64_t{1} << 32U) - effective_address(cpu, op);
+        }
     }
 
     void probe(std::size_t size) const { probe_write(cpu_, segment_, linear_, size); }
     void write(std::size_t at, const void* data, std::size_t size) const
     {
-        write_slow(cpu_, segment_, linear_ + at, data, size);
+        write_slow(cpu_, segment_, address(at), data, size);
     }
     void read(std::size_t at, void* data, std::size_t size) const
     {
-        read_slow(cpu_, segment_, linear_ + at, data, size);
+        read_slow(cpu_, segment_, address(at), data, size);
     }
 
 private:
+    [[nodiscard]] std::uint64_t address(std::size_t at) const noexcept
+    {
+        return linear_ + at - (at >= wraps_at_ ? std::uint64_t{1} << 32U : 0U);
+    }
+
     Cpu& cpu_;
     SegmentIndex segment_;
     std::uint64_t linear_;
+    std::uint64_t wraps_at_{~std::uint64_t{0}};
 };
 
 // --- FXSAVE, FXRSTOR.  Op::extra, here and below: REX.W, which makes FIP and FDP 64 bits wide.
