@@ -208,6 +208,75 @@ GUEST u64 guest_copy(u64 n, u8* memory)
     return memory[65'536];
 }
 
+GUEST u64 guest_fill(u64 n, u8* memory)
+{
+    for (u64 i = 0; i < n; ++i) {
+        u8* to = memory;
+        u64 count = 8'192;
+        asm volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(i) : "memory");
+    }
+    return memory[0];
+}
+
+/// Each step waits for a line of 8 MiB.
+GUEST u64 guest_far_chase(u64 n, u8* memory)
+{
+    constexpr u64 lines = 131'072;
+    u64 none = 0;
+    asm("" : "+r"(none));
+    u64 at = 0;
+    for (u64 i = 0; i < n; ++i) {
+        const u64 read = *reinterpret_cast<volatile u64*>(memory + at * 64);
+        at = (at * 797 + 1 + (read & none)) % lines;
+    }
+    return at;
+}
+
+/// Writes a function, and calls it.
+GUEST u64 guest_rewrite(u64 n, u8* memory)
+{
+    u64 total = 0;
+    for (u64 i = 0; i < n; ++i) {
+        *reinterpret_cast<volatile u64*>(memory) = 0xc300'0000'00b8U | (i % 251) << 8U;  // mov, ret
+        total += reinterpret_cast<u64 (*)()>(memory)();
+    }
+    return total;
+}
+
+GUEST u64 guest_step_add(u64 a, u64 b)
+{
+    return a + b;
+}
+GUEST u64 guest_step_rotate(u64 a, u64 b)
+{
+    return ((a << 3U) | (a >> 61U)) ^ b;
+}
+GUEST u64 guest_step_mix(u64 a, u64 b)
+{
+    return a ^ (b >> 5U);
+}
+
+/// Each step is called by a table.
+GUEST u64 guest_threaded(u64 n, u8* memory)
+{
+    using Step = u64 (*)(u64, u64);
+    auto* const steps = reinterpret_cast<Step volatile*>(memory);
+    for (u64 i = 0; i < 64; ++i) {
+        const u64 which = (i * 7 + i / 8) % 3;
+        steps[i] = &guest_step_add;
+        if (which == 1) {
+            steps[i] = &guest_step_rotate;
+        } else if (which == 2) {
+            steps[i] = &guest_step_mix;
+        }
+    }
+    u64 a = 1;
+    for (u64 i = 0; i < n; ++i) {
+        a = steps[i % 64](a, i);
+    }
+    return a;
+}
+
 /// A small virtual machine: indirect jumps.
 GUEST u64 guest_interpreter(u64 n, u8* memory)
 {
@@ -228,4 +297,36 @@ GUEST u64 guest_interpreter(u64 n, u8* memory)
         }
     }
     return a + b;
+}
+
+GUEST void guest_print(u64 value)
+{
+    u64 unit = 1;
+    while (value / unit >= 10) {
+        unit *= 10;
+    }
+    for (; unit != 0; unit /= 10) {
+        const auto digit = static_cast<u8>('0' + value / unit % 10);
+        asm volatile("outb %b0, $0xe9" : : "a"(digit));
+    }
+    asm volatile("outb %b0, $0xe9" : : "a"(u8{'\n'}));
+}
+
+GUEST void guest_main(const RomWorkload* workloads)
+{
+    asm volatile("fninit");
+    for (; workloads->function != 0; ++workloads) {
+        u64 best = ~u64{0};
+        for (int i = 0; i < 25; ++i) {
+            const u64 begin = __builtin_ia32_rdtsc();
+            reinterpret_cast<GuestFunction>(workloads->function)(
+                workloads->size, reinterpret_cast<u8*>(guest_memory));
+            const u64 time = __builtin_ia32_rdtsc() - begin;
+            best = time < best ? time : best;
+        }
+        guest_print(best);
+    }
+    for (;;) {
+        asm volatile("outb %b0, $0xf4" : : "a"(u8{0}));
+    }
 }

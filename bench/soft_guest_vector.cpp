@@ -77,3 +77,73 @@ GUEST u64 guest_x87(u64 n, u8* memory)
     }
     return static_cast<u64>(static_cast<std::int64_t>(sum));
 }
+
+/// Packed floats: c = a * b + c.
+GUEST u64 guest_floats(u64 n, u8* memory)
+{
+    using Four = float __attribute__((vector_size(16)));
+    auto* const a = reinterpret_cast<Four*>(memory);
+    constexpr u64 count = 256;
+    for (u64 i = 0; i < 4 * count; ++i) {
+        reinterpret_cast<volatile float*>(memory)[i] =
+            static_cast<float>(static_cast<std::int32_t>(i % 13));
+    }
+    Four sum = {};
+    for (u64 round = 0; round < n; ++round) {
+        for (u64 i = 0; i < count; ++i) {
+            sum += a[i] * a[count - 1 - i];
+        }
+        asm volatile("" : "+x"(sum) : : "memory");
+    }
+    return static_cast<u64>(static_cast<std::int64_t>(sum[0] + sum[1] + sum[2] + sum[3]));
+}
+
+namespace {
+using EightInts = std::uint32_t __attribute__((vector_size(32)));
+using FourDoubles = double __attribute__((vector_size(32)));
+}  // namespace
+
+GUEST __attribute__((target("avx2"))) u64 guest_avx2(u64 n, u8* memory)
+{
+    auto* const a = reinterpret_cast<EightInts*>(memory);
+    constexpr u64 count = 128;
+    for (u64 i = 0; i < 8 * count; ++i) {
+        reinterpret_cast<volatile std::uint32_t*>(memory)[i] = static_cast<std::uint32_t>(i * i);
+    }
+    EightInts x = {};
+    EightInts y = {};
+    for (u64 round = 0; round < n; ++round) {
+        for (u64 i = 0; i < count; ++i) {
+            x += a[i] ^ y;
+            y = (y << 5U) - x;
+        }
+        asm volatile("" : "+x"(x), "+x"(y) : : "memory");
+    }
+    const EightInts all = x ^ y;
+    const u64 result = all[0] ^ all[3] ^ all[7];
+    asm volatile("vzeroupper");
+    return result;
+}
+
+GUEST __attribute__((target("avx2,fma"))) u64 guest_fma(u64 n, u8* memory)
+{
+    auto* const a = reinterpret_cast<FourDoubles*>(memory);
+    constexpr u64 count = 128;
+    for (u64 i = 0; i < 4 * count; ++i) {
+        reinterpret_cast<volatile double*>(memory)[i] =
+            static_cast<double>(static_cast<std::int64_t>(i % 11));
+    }
+    FourDoubles x = {};
+    FourDoubles y = {};
+    for (u64 round = 0; round < n; ++round) {
+        for (u64 i = 0; i < count; i += 2) {
+            asm("vfmadd231pd %1, %2, %0" : "+x"(x) : "m"(a[i]), "x"(a[i + 1]));
+            asm("vfmadd231pd %1, %2, %0" : "+x"(y) : "m"(a[i + 1]), "x"(a[i]));
+        }
+        asm volatile("" : "+x"(x), "+x"(y) : : "memory");
+    }
+    const FourDoubles all = x + y;
+    const u64 result = static_cast<u64>(static_cast<std::int64_t>(all[0] + all[3]));
+    asm volatile("vzeroupper");
+    return result;
+}

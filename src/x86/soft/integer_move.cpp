@@ -9,6 +9,7 @@
 #include "x86/soft/integer.hpp"
 #include "x86/soft/memory_move.hpp"
 #include "x86/soft/system_handlers.hpp"
+#include "x86/soft/vm.hpp"
 
 namespace vmm::x86::soft {
 
@@ -301,12 +302,15 @@ const Op* no_operation(Cpu& cpu, const Op* op)
     return next(cpu, op);
 }
 
-/// PAUSE: another vCPU is waited for.
+/// PAUSE: most likely another vCPU is waited for.  If none is in the guest it is a delay, which
+/// must not take as long as the host's scheduler takes to come back.
 const Op* pause(Cpu& cpu, const Op* op)
 {
     if (--cpu.translated.pauses_left < 0) {
         cpu.translated.pauses_left = TranslatedState::pauses;
-        std::this_thread::yield();
+        if (cpu.vm.has_others_in_guest(cpu)) {
+            std::this_thread::yield();
+        }
     } else {
         asm volatile("pause");
     }

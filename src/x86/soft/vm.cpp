@@ -238,6 +238,12 @@ bool SoftVm::others_out(std::uint32_t bits, const Cpu* self) const noexcept
     });
 }
 
+bool SoftVm::has_others_in_guest(const Cpu& self) noexcept
+{
+    const Lock lock{mutex_, std::try_to_lock};
+    return !lock || !others_out(0, &self);
+}
+
 void SoftVm::synchronise(std::uint32_t bits, Cpu* self) noexcept
 {
     const bool was_in_guest = self != nullptr && self->in_guest.load(std::memory_order_relaxed);

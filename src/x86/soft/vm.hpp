@@ -99,6 +99,9 @@ public:
     /// Drops blocks of `self` whose bytes others changed; part of `take_requests()`.
     void take_stale_code(Cpu& self) noexcept;
 
+    /// Whether another vCPU is in the guest, or may be.
+    [[nodiscard]] bool has_others_in_guest(const Cpu& self) noexcept;
+
     /// Sets `bits` for every vCPU but `self` and returns when each has taken them or is out of the
     /// guest.  Not for `request::exit` and `request::invalidate_code`, which nobody waits for.
     /// @pre `self` is the vCPU of the calling thread, or null on any other thread.
