@@ -5,8 +5,8 @@
 ///
 /// Targets are offsets from the start of the code page.  Within the page a jump is linked to its
 /// target once that is translated; beyond it the jump table of the mode is asked, whose tags say
-/// that a target is canonical and mapped as it was.  Each way out of a block looks at
-/// `Cpu::requests`.
+/// that a target is canonical and mapped as it was.  Each way out of a block but those forward in
+/// its page looks at `Cpu::requests`.
 
 #include <limits>
 
@@ -120,8 +120,10 @@ void BlockEmitter::edge(std::int32_t target)
     Stub& stub = stubs_.emplace_back();
     stub.target = target;
     stub.site = &site;
-    cmp(state32(layout_.requests), 0);
-    jump_if(Condition::NotEqual, stub.place);
+    if (target <= page_offset_ + op_->offset) {  // No way forward in a page is long.
+        cmp(state32(layout_.requests), 0);
+        jump_if(Condition::NotEqual, stub.place);
+    }
     site.jump = const_cast<std::uint8_t*>(getCurr());
     jump(target == page_offset_ ? start_ : stub.place);
 }
