@@ -199,10 +199,11 @@ void BlockEmitter::call_found()
 
 void BlockEmitter::push_return_address()
 {
-    word_near(Rsp, -static_cast<std::int32_t>(word_size()), true);
+    const Xbyak::RegExp to =
+        address_of(word_near(Rsp, -static_cast<std::int32_t>(word_size()), true));
     mov(r11, state(layout_.code_page));
     add_to_word(r11, r11, page_offset_ + op_->next_offset());
-    mov(word_at(r10), sized(r11));
+    mov(word_at(to), sized(r11));
     add_to_word(guest_rsp, guest_rsp, -std::int64_t{word_size()});
 }
 
@@ -215,8 +216,7 @@ bool BlockEmitter::indirect_target(const Insn& insn)
     clobber();
     check_requests();
     if (insn.has_memory) {
-        host_address(insn, word_size(), false, 0);
-        mov(sized(r10), word_at(r10));
+        mov(sized(r10), word_at(address_of(host_address(insn, word_size(), false, 0))));
     } else {
         mov(sized(r10), sized(load(insn.rm, r10)));
     }
@@ -231,8 +231,7 @@ bool BlockEmitter::emit_return(const Insn& insn)
     const auto released = insn.opcode == 0xc2 ? (insn.immediate & 0xffffU) : std::uint64_t{0};
     clobber();
     check_requests();
-    word_near(Rsp, 0, false);
-    mov(sized(r10), word_at(r10));
+    mov(sized(r10), word_at(address_of(word_near(Rsp, 0, false))));
     look_up_code();
     add_to_word(guest_rsp, guest_rsp, static_cast<std::int64_t>(word_size() + released));
     jump_found();

@@ -311,10 +311,12 @@ void BlockEmitter::encode(const Insn& insn,
 {
     const unsigned r = (reg >> 3U) & 1U;
     const unsigned b = (unsigned{rm.number} >> 3U) & 1U;
+    const bool has_index = rm.memory && rm.index != Operand::none;
+    const unsigned x = has_index ? (unsigned{rm.index} >> 3U) & 1U : 0U;
     const auto map = static_cast<unsigned>(insn.map);
     if (insn.vex) {
         db(0xc4);
-        db(static_cast<int>(((r ^ 1U) << 7U) | 0x40U | ((b ^ 1U) << 5U) | map));
+        db(static_cast<int>(((r ^ 1U) << 7U) | ((x ^ 1U) << 6U) | ((b ^ 1U) << 5U) | map));
         db(static_cast<int>((vex_wide(insn) ? 0x80U : 0U) | ((~vvvv & 15U) << 3U) |
                             (insn.vex_l != 0 ? 4U : 0U) | insn.pp));
     } else {
@@ -328,7 +330,7 @@ void BlockEmitter::encode(const Insn& insn,
             db(insn.rep ? 0xf3 : 0xf2);
         }
         const bool bytes = form.reg_width == 1 || form.rm_width == 1;
-        const unsigned rex = (insn.rex_w ? 8U : 0U) | (r << 2U) | b;
+        const unsigned rex = (insn.rex_w ? 8U : 0U) | (r << 2U) | (x << 1U) | b;
         if (rex != 0 || bytes) {
             db(static_cast<int>(0x40U | rex));
         }
@@ -342,14 +344,21 @@ void BlockEmitter::encode(const Insn& insn,
         }
     }
     db(insn.opcode);
-    const unsigned low = ((reg & 7U) << 3U) | (rm.number & 7U);
+    const unsigned low = ((reg & 7U) << 3U) | (has_index ? 4U : rm.number & 7U);
     if (!rm.memory) {
         db(static_cast<int>(0xc0U | low));
-    } else if (rm.displacement == 0) {
-        db(static_cast<int>(low));
     } else {
-        db(static_cast<int>(0x40U | low));
-        db(rm.displacement);
+        const bool is_short = rm.displacement >= -128 && rm.displacement < 128;
+        const unsigned mod = rm.displacement == 0 ? 0U : is_short ? 0x40U : 0x80U;
+        db(static_cast<int>(mod | low));
+        if (has_index) {
+            db(static_cast<int>(((rm.index & 7U) << 3U) | (rm.number & 7U)));
+        }
+        if (mod == 0x40U) {
+            db(rm.displacement & 0xff);
+        } else if (mod != 0) {
+            dd(static_cast<std::uint32_t>(rm.displacement));
+        }
     }
     for (unsigned i = 0; i < form.immediate_size; ++i) {
         db(static_cast<int>((insn.immediate >> (8U * i)) & 0xffU));
@@ -393,9 +402,8 @@ bool BlockEmitter::emit_form(const Insn& insn, const Form& form)
     if (insn.has_memory) {
         const auto alignment =
             is_locked ? static_cast<std::uint8_t>(form.rm_width - 1U) : form.alignment;
-        host_address(insn, form.vectors != 0 ? insn.memory_size : form.rm_width, writes(form.rm),
-                     alignment);
-        rm = {true, scratch_10, 0};
+        rm = host_address(insn, form.vectors != 0 ? insn.memory_size : form.rm_width,
+                          writes(form.rm), alignment);
     }
     if (form.flags_read) {
         unpark();
@@ -418,7 +426,7 @@ bool BlockEmitter::emit_form(const Insn& insn, const Form& form)
         vvvv = vvvv_scratch ? take(insn.vvvv, form.vvvv, form.reg_width) : host_register[insn.vvvv];
     }
     if (rm_in_slot) {
-        rm = {true, 15, static_cast<std::int8_t>(insn.rm * 8)};
+        rm = {true, 15, insn.rm * 8};
     } else if (rm_scratch) {
         rm = {false, take(insn.rm, form.rm, form.rm_width), 0};
     } else if (!insn.has_memory) {

@@ -126,18 +126,18 @@ bool BlockEmitter::emit_push(const Insn& insn)
         if (!can_address(insn)) {
             return false;
         }
-        host_address(insn, word_size(), false, 0);
-        mov(sized(r11), word_at(r10));
+        mov(sized(r11), word_at(address_of(host_address(insn, word_size(), false, 0))));
         mov(state(layout_.spare), r11);
     }
-    word_near(Rsp, -static_cast<std::int32_t>(word_size()), true);
+    const Xbyak::RegExp to =
+        address_of(word_near(Rsp, -static_cast<std::int32_t>(word_size()), true));
     if (insn.opcode == 0x68 || insn.opcode == 0x6a) {
-        mov(word_at(r10), is_wide_ ? insn.immediate : insn.immediate & 0xffff'ffffU);
+        mov(word_at(to), is_wide_ ? insn.immediate : insn.immediate & 0xffff'ffffU);
     } else if (insn.opcode == 0xff && insn.has_memory) {
         mov(r11, state(layout_.spare));
-        mov(word_at(r10), sized(r11));
+        mov(word_at(to), sized(r11));
     } else {
-        mov(word_at(r10), sized(load(insn.rm, r11)));
+        mov(word_at(to), sized(load(insn.rm, r11)));
     }
     add_to_word(guest_rsp, guest_rsp, -std::int64_t{word_size()});
     return true;
@@ -148,14 +148,14 @@ bool BlockEmitter::emit_pop(const Insn& insn)
     if (insn.operand_size != word_size()) {
         return false;
     }
-    word_near(Rsp, 0, false);
+    const Xbyak::RegExp from = address_of(word_near(Rsp, 0, false));
     const std::uint8_t host = host_register[insn.rm];
     if (insn.rm == Rsp) {
-        mov(sized(guest_rsp), word_at(r10));
+        mov(sized(guest_rsp), word_at(from));
         return true;
     }
     const Xbyak::Reg64 to = host == spilled ? r11 : Xbyak::Reg64(host);
-    mov(sized(to), word_at(r10));
+    mov(sized(to), word_at(from));
     store(insn.rm, to);
     add_to_word(guest_rsp, guest_rsp, word_size());
     return true;
@@ -166,9 +166,9 @@ bool BlockEmitter::emit_leave(const Insn& insn)
     if (insn.operand_size != word_size()) {
         return false;
     }
-    word_near(Rbp, 0, false);
+    const Xbyak::RegExp from = address_of(word_near(Rbp, 0, false));
     add_to_word(guest_rsp, guest_rbp, word_size());
-    mov(sized(guest_rbp), word_at(r10));
+    mov(sized(guest_rbp), word_at(from));
     return true;
 }
 
@@ -271,10 +271,9 @@ bool BlockEmitter::emit_multiply(const Insn& insn)
         if (!can_address(insn)) {
             return false;
         }
-        host_address(insn, size, false, 0);
-        rm = {true, 10, 0};
+        rm = host_address(insn, size, false, 0);
     } else if (host_register[insn.rm] == spilled) {
-        rm = {true, 15, static_cast<std::int8_t>(insn.rm * 8)};
+        rm = {true, 15, insn.rm * 8};
     } else {
         rm = {false, host_register[insn.rm], 0};
     }
@@ -300,12 +299,12 @@ bool BlockEmitter::emit_divide(const Insn& insn)
         if (!can_address(insn)) {
             return false;
         }
-        host_address(insn, size, false, 0);
+        const Xbyak::RegExp from = address_of(host_address(insn, size, false, 0));
         clobber();
         if (size == 4) {
-            mov(r10d, dword[r10]);
+            mov(r10d, dword[from]);
         } else {
-            mov(r10, ptr[r10]);
+            mov(r10, ptr[from]);
         }
     } else {
         clobber();
@@ -356,10 +355,11 @@ bool BlockEmitter::emit_compare_exchange(const Insn& insn)
     Form form;
     form.reg_width = size;
     form.rm_width = size;
-    host_address(insn, size, true, insn.lock ? static_cast<std::uint8_t>(size - 1U) : 0);
+    const Operand memory =
+        host_address(insn, size, true, insn.lock ? static_cast<std::uint8_t>(size - 1U) : 0);
     const Xbyak::Reg64 source = load(insn.reg, r11);
     mov(rax, guest_rax);
-    encode(insn, form, static_cast<unsigned>(source.getIdx()), {true, 10, 0}, 0);
+    encode(insn, form, static_cast<unsigned>(source.getIdx()), memory, 0);
     mov(guest_rax, rax);
     flags_written();
     return true;

@@ -77,15 +77,14 @@ void BlockEmitter::effective_address(const Insn& insn, const Xbyak::Reg64& to)
     }
 }
 
-void BlockEmitter::host_address(const Insn& insn,
-                                std::size_t size,
-                                bool write,
-                                std::uint8_t alignment)
+BlockEmitter::Operand BlockEmitter::host_address(const Insn& insn,
+                                                 std::size_t size,
+                                                 bool write,
+                                                 std::uint8_t alignment)
 {
     if (is_wide_ && alignment == 0 && is_fixed_distance(insn)) {
-        access_near({insn.base, static_cast<std::int32_t>(insn.displacement),
-                     static_cast<std::uint8_t>(size), write});
-        return;
+        return access_near({insn.base, static_cast<std::int32_t>(insn.displacement),
+                            static_cast<std::uint8_t>(size), write});
     }
     clobber();
     effective_address(insn, r10);
@@ -96,14 +95,24 @@ void BlockEmitter::host_address(const Insn& insn,
         test(r10b, alignment);
         exit_if(Condition::NotEqual);
     }
-    look_up(size, write);
+    return look_up(size, write);
 }
 
-void BlockEmitter::look_up(std::size_t size, bool write)
+BlockEmitter::Operand BlockEmitter::look_up(std::size_t size, bool write)
 {
     // The difference to the tag is the offset in the page.
     find_entry(size, write);
     add(r10, ptr[r11 + offsetof(TlbEntry, host)]);
+    return {true, 10};
+}
+
+Xbyak::RegExp BlockEmitter::address_of(const Operand& memory)
+{
+    Xbyak::RegExp address{Xbyak::Reg64(memory.number)};
+    if (memory.index != Operand::none) {
+        address = address + Xbyak::Reg64(memory.index);
+    }
+    return address + static_cast<std::size_t>(std::int64_t{memory.displacement});
 }
 
 /// As `TlbEntry` says: the page of the address must be the entry's, and the access end in it.  The
@@ -128,15 +137,16 @@ void BlockEmitter::find_entry(std::size_t size, bool write)
     exit_if(Condition::Above);
 }
 
-void BlockEmitter::word_near(unsigned guest_register, std::int32_t distance, bool write)
+BlockEmitter::Operand BlockEmitter::word_near(unsigned guest_register,
+                                              std::int32_t distance,
+                                              bool write)
 {
     if (is_wide_) {
-        access_near({static_cast<std::uint8_t>(guest_register), distance, 8, write});
-        return;
+        return access_near({static_cast<std::uint8_t>(guest_register), distance, 8, write});
     }
     const Xbyak::Reg64 base = load(guest_register, r10);
     add_to_word(r10, base, distance);
-    look_up(word_size(), write);
+    return look_up(word_size(), write);
 }
 
 void BlockEmitter::ensure_vectors(std::uint8_t level)

@@ -258,8 +258,8 @@ bool BlockEmitter::plan_window(const MemoryAccess& access, Window& window) const
     return window.last != step_;
 }
 
-/// r10 = the host address of `access`, or exit.
-void BlockEmitter::access_near(const MemoryAccess& access)
+/// Where `access` is, by r10; or exit.
+BlockEmitter::Operand BlockEmitter::access_near(const MemoryAccess& access)
 {
     std::size_t place = 0;
     bool is_free = false;
@@ -268,10 +268,8 @@ void BlockEmitter::access_near(const MemoryAccess& access)
         const std::int32_t low = access.distance + window.shift;
         if (window.base == access.base && low >= window.low &&
             low + std::int32_t{access.size} <= window.high && (window.write || !access.write)) {
-            const Xbyak::Reg64 base = load(access.base, r11);
             mov(r10, state(layout_.windows + i * 8));
-            lea(r10, ptr[r10 + base + static_cast<std::size_t>(std::int64_t{access.distance})]);
-            return;
+            return in_window(access);
         }
         if (window.base == access.base || window.base == Window::none) {
             place = i;
@@ -282,24 +280,35 @@ void BlockEmitter::access_near(const MemoryAccess& access)
     if (!is_free || !plan_window(access, window)) {
         const Xbyak::Reg64 base = load(access.base, r10);
         lea(r10, ptr[base + static_cast<std::size_t>(std::int64_t{access.distance})]);
-        look_up(access.size, access.write);
-        return;
+        return look_up(access.size, access.write);
     }
     windows_[place] = window;
     open_window(place);
-    const Xbyak::Reg64 base = load(access.base, r10);
-    lea(r10, ptr[r11 + base + static_cast<std::size_t>(std::int64_t{access.distance})]);
+    return in_window(access);
 }
 
-/// r11 and the window's slot = what makes host addresses of its linear ones, or exit.
+/// r10 makes host addresses of linear ones.
+BlockEmitter::Operand BlockEmitter::in_window(const MemoryAccess& access)
+{
+    const std::uint8_t base = host_register[access.base];
+    if (base != spilled) {
+        return {true, 10, access.distance, base};
+    }
+    // Forms may want r11 for another register.
+    mov(r11, slot(access.base));
+    lea(r10, ptr[r10 + r11]);
+    return {true, 10, access.distance};
+}
+
+/// r10 and the window's slot = what makes host addresses of its linear ones, or exit.
 void BlockEmitter::open_window(std::size_t number)
 {
     const Window& window = windows_[number];
     const Xbyak::Reg64 base = load(window.base, r10);
     lea(r10, ptr[base + static_cast<std::size_t>(std::int64_t{window.low} - window.shift)]);
     find_entry(static_cast<std::size_t>(window.high - window.low), window.write);
-    mov(r11, ptr[r11 + offsetof(TlbEntry, addend)]);
-    mov(state(layout_.windows + number * 8), r11);
+    mov(r10, ptr[r11 + offsetof(TlbEntry, addend)]);
+    mov(state(layout_.windows + number * 8), r10);
 }
 
 /// The current step has been emitted.

@@ -37,10 +37,8 @@ bool BlockEmitter::emit_x87(const Insn& insn, const Op& op, unsigned rules)
         x87_ = true;
     }
     if (insn.has_memory) {
-        host_address(insn, form.memory_size, form.writes, 0);
-        db(0x41);
-        db(insn.opcode);
-        db(static_cast<int>((unsigned{insn.group} << 3U) | 2U));  // [r10]
+        const Operand memory = host_address(insn, form.memory_size, form.writes, 0);
+        encode(insn, Form{}, insn.group, memory, 0);
     } else {
         if (form.flags_read) {
             unpark();

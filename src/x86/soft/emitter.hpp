@@ -280,6 +280,16 @@ private:
         std::size_t step{};
     };
 
+    /// A host register, or memory at an address that host registers make.
+    struct Operand {
+        static constexpr std::uint8_t none = 0xff;
+
+        bool memory{};
+        std::uint8_t number{};  ///< The register, or the base of the address.
+        std::int32_t displacement{};
+        std::uint8_t index{none};  ///< Added to the base.
+    };
+
     // emitter.cpp
     void decode_steps(std::span<const std::byte> bytes, const Cpu& cpu, CodeSize code_size);
     void emit_steps(const Cpu& cpu);
@@ -327,28 +337,28 @@ private:
     // Memory (emit_memory.cpp).
     [[nodiscard]] bool can_address(const Insn& insn) const noexcept;
     void effective_address(const Insn& insn, const Xbyak::Reg64& to);
-    /// r10 = the host address of the memory operand, or exit.
-    void host_address(const Insn& insn, std::size_t size, bool write, std::uint8_t alignment);
+    /// Where the memory operand is, by r10; or exit.
+    [[nodiscard]] Operand host_address(const Insn& insn,
+                                       std::size_t size,
+                                       bool write,
+                                       std::uint8_t alignment);
     /// r10 = host address of linear address r10, or exit.
-    void look_up(std::size_t size, bool write);
+    Operand look_up(std::size_t size, bool write);
     /// r11 = the entry of linear address r10, which becomes its offset in the page, or exit.
     void find_entry(std::size_t size, bool write);
-    /// r10 = host address of what is at the register plus `distance`, or exit.
-    void word_near(unsigned guest_register, std::int32_t distance, bool write);
+    /// Where that is which is at the register plus `distance`, by r10; or exit.
+    [[nodiscard]] Operand word_near(unsigned guest_register, std::int32_t distance, bool write);
+    [[nodiscard]] static Xbyak::RegExp address_of(const Operand& memory);
     void ensure_vectors(std::uint8_t level);
 
     // Several accesses by one look-up (emit_window.cpp).
-    void access_near(const MemoryAccess& access);
+    [[nodiscard]] Operand access_near(const MemoryAccess& access);
+    [[nodiscard]] Operand in_window(const MemoryAccess& access);
     [[nodiscard]] bool plan_window(const MemoryAccess& access, Window& window) const;
     void open_window(std::size_t number);
     void move_windows();
 
     // Instructions as themselves (emit_form.cpp).
-    struct Operand {
-        bool memory{};
-        std::uint8_t number{};  ///< Host register, or base of the address.
-        std::int8_t displacement{};
-    };
     [[nodiscard]] bool emit_form(const Insn& insn, const Form& form);
     void encode(const Insn& insn, const Form& form, unsigned reg, Operand rm, unsigned vvvv);
 
