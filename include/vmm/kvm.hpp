@@ -104,6 +104,7 @@ enum class Capability : std::uint32_t {
     ReadonlyMem = 81,
     IrqfdResample = 82,
     DeviceCtrl = 89,
+    ExtEmulCpuid = 95,
     IoapicPolarityIgnored = 97,
     IoeventfdNoLength = 100,
     X86Smm = 117,
@@ -183,6 +184,10 @@ public:
 
     /// KVM_GET_SUPPORTED_CPUID: all that a guest may be offered on this host.
     [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
+
+    /// KVM_GET_EMULATED_CPUID: instructions that the engine executes though the host's CPU may lack
+    /// them.  Empty on `svm` and `vmx`, where they are the CPU's.
+    [[nodiscard]] std::vector<x86::CpuidEntry> emulated_cpuid() const;
 
     /// KVM_GET_MSR_INDEX_LIST: the MSRs that make up a guest's state.
     [[nodiscard]] std::vector<std::uint32_t> msr_index_list() const;

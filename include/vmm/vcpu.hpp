@@ -64,7 +64,8 @@ public:
     /// KVM_RUN: runs guest code until something needs the caller.
     ///
     /// What the guest does, however wrong, is an `Exit`; an error means that the host could not
-    /// run it.
+    /// run it.  EFAULT: a slot's memory is not there, as the process has unmapped it; `run()` tries
+    /// again.  (`soft` touches the memory itself, so there it is a SIGSEGV of the process.)
     Result<Exit> run() noexcept;
 
     /// Where pages are logged that this vCPU writes (`Vm::enable_dirty_rings`): memory of the

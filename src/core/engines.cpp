@@ -55,7 +55,7 @@ Result<std::unique_ptr<x86::EngineVm>> create_one(Engine engine,
 /// Whether the library can have a vCPU's TLB flushed.
 bool has_tlb_flush(const KvmOptions& options) noexcept
 {
-    return options.engine == Engine::Soft && !options.lockstep;
+    return options.engine != Engine::Kvm && !options.lockstep;
 }
 
 void offer_tlb_flush(std::vector<x86::CpuidEntry>& offer)
@@ -126,9 +126,35 @@ std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)
     return offer;
 }
 
+std::vector<x86::CpuidEntry> emulated_cpuid(const KvmOptions& options)
+{
+    const Engine follower = options.lockstep.value_or(options.engine);
+    if (options.engine != follower) {
+        return {};
+    }
+    switch (options.engine) {
+    case Engine::Soft: {
+        constexpr std::uint32_t last_leaf = 7;
+        return {{.eax = last_leaf},
+                {.function = last_leaf,
+                 .flags = x86::CpuidEntry::significant_index,
+                 .ecx = 1U << x86::feature::rdpid.bit}};
+    }
+    case Engine::Kvm: return x86::kvm::emulated_cpuid();
+    case Engine::Svm:
+    case Engine::Vmx:
+    case Engine::Auto: break;
+    }
+    return {};
+}
+
 bool has_dirty_rings(const KvmOptions& options) noexcept
 {
-    return options.engine == Engine::Soft;
+    if (options.engine == Engine::Kvm && !options.lockstep) {
+        const auto limits = x86::kvm::query_limits();
+        return limits && limits->dirty_ring_entries != 0U;
+    }
+    return options.engine == Engine::Soft || !options.lockstep;
 }
 
 bool has_smm(const KvmOptions& options) noexcept
@@ -144,7 +170,12 @@ bool has_tsc_scaling(const KvmOptions& options) noexcept
 
 bool has_hypercall_exits(const KvmOptions& options) noexcept
 {
-    return options.engine != Engine::Kvm && !options.lockstep;
+    if (options.engine == Engine::Kvm && !options.lockstep) {
+        constexpr std::uint32_t map_gpa_range = 1U << 12U;
+        const auto limits = x86::kvm::query_limits();
+        return limits && (limits->hypercall_exits & map_gpa_range) != 0U;
+    }
+    return !options.lockstep;
 }
 
 std::uint64_t possible_quirks(const KvmOptions& options) noexcept

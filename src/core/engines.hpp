@@ -37,5 +37,7 @@ namespace vmm::core {
 
 /// All that a guest may be offered.
 [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options);
+/// Of what a guest may be offered, what needs no CPU that has it.
+[[nodiscard]] std::vector<x86::CpuidEntry> emulated_cpuid(const KvmOptions& options);
 
 }  // namespace vmm::core

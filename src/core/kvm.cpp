@@ -89,6 +89,7 @@ int Kvm::check_extension(Capability capability) const noexcept
     case Capability::Hlt:
     case Capability::UserMemory:
     case Capability::ExtCpuid:
+    case Capability::ExtEmulCpuid:
     case Capability::MpState:
     case Capability::DestroyMemoryRegionWorks:
     case Capability::UserNmi:
@@ -169,6 +170,11 @@ int Kvm::check_extension(Capability capability) const noexcept
 std::vector<x86::CpuidEntry> Kvm::supported_cpuid() const
 {
     return core::supported_cpuid(options_);
+}
+
+std::vector<x86::CpuidEntry> Kvm::emulated_cpuid() const
+{
+    return core::emulated_cpuid(options_);
 }
 
 std::vector<std::uint32_t> Kvm::msr_index_list() const

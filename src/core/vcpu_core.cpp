@@ -3,6 +3,8 @@
 #include "core/vcpu_core.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,6 +20,15 @@ using x86::EngineExit;
 using x86::StateGroup;
 
 constexpr std::uint64_t rflags_if = 1U << 9U;
+
+Error host_error(int error)
+{
+    const std::error_code code{error, std::generic_category()};
+    return Error{static_cast<std::errc>(error),
+                 error == EFAULT ? "run: the guest touched memory of a slot where the process has "
+                                   "no such memory (any more); map it, or remove the slot"
+                                 : fmt::format("run: the host: {}", code.message())};
+}
 
 }  // namespace
 
@@ -228,6 +239,9 @@ Result<Exit> VcpuCore::run() noexcept
             take_back_lapic();
         }
         note_delivered_nmi();
+        if (exit.reason == EngineExit::Reason::HostError) [[unlikely]] {
+            return host_error(static_cast<int>(exit.hardware_reason));
+        }
         if (handle(exit, left)) {
             return result;
         }
@@ -541,6 +555,7 @@ bool VcpuCore::handle(const EngineExit& exit, Exit& left) noexcept
         counters_.left(ExitKind::MsrWrite, exit.msr, rip);
         left = Exit{MsrWrite{exit.msr, msr_refusal_, exit.msr_value, exit.msr_answer}, this};
         return true;
+    case EngineExit::Reason::HostError: break;  // `run()` has returned it.
     }
     left = Exit{InternalError{{}}, this};
     return true;

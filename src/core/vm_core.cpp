@@ -192,6 +192,7 @@ Result<void> VmCore::enable_dirty_rings(std::uint32_t entries)
         return refuse(std::errc::invalid_argument,
                       "a slot logs into its bitmap already; it comes before the first such slot");
     }
+    VMM_TRY_VOID(engine_->tell_each_write(entries));
     dirty_rings_ = std::make_unique<DirtyRings>(physical_.slots(), entries);
     physical_.slots().set_dirty_sink(*dirty_rings_);
     return success;
@@ -504,6 +505,9 @@ Result<void> VmCore::set_hypercall_exits(std::uint64_t calls)
         return Error{std::errc::invalid_argument,
                      fmt::format("set_hypercall_exits({:#x}): {:#x} is possible with this engine",
                                  calls, possible)};
+    }
+    if (possible != 0U) {
+        VMM_TRY_VOID(engine_->set_hypercall_exits(calls));
     }
     hypercall_exits_.store(calls, std::memory_order_relaxed);
     return success;

@@ -182,6 +182,7 @@ struct EngineExit {
         InternalError,  ///< The engine met an instruction that it knows no way to run.
         EntryFailure,   ///< The host refused to run the state; `hardware_reason` says why.
         Difference,     ///< Two engines in lockstep differ; `report` says in what.
+        HostError,      ///< The host could not run the guest; `hardware_reason` is its errno.
     };
 
     Reason reason{};
@@ -197,7 +198,7 @@ struct EngineExit {
     std::span<std::byte> data{};
     std::array<std::uint8_t, 15> instruction{};  ///< InternalError: the bytes at RIP.
     std::uint8_t instruction_size{};
-    std::uint64_t hardware_reason{};  ///< EntryFailure.
+    std::uint64_t hardware_reason{};  ///< EntryFailure, HostError.
     struct {
         std::uint64_t pc{};  ///< Linear.
         std::uint64_t dr6{};
@@ -354,6 +355,15 @@ public:
     /// Dirty bits were cleared: returns when each further write reports its page again.
     virtual void dirty_log_cleared() noexcept = 0;
 
+    /// From now on writes are reported by the vCPU that makes them, before `enter()` returns, and
+    /// not only to `collect_dirty_log()`: so many at a time.  Before the first vCPU and the first
+    /// slot that logs.
+    [[nodiscard]] virtual Result<void> tell_each_write(std::uint32_t at_a_time)
+    {
+        static_cast<void>(at_a_time);
+        return success;
+    }
+
     /// The guest may access other MSRs now (`VcpuHost::allows_msr`).  Not from a vCPU's thread
     /// inside `enter()`.  On error nothing has changed.
     virtual Result<void> set_msr_filter(const MsrFilter& filter) = 0;
@@ -362,6 +372,14 @@ public:
     virtual Result<void> disable_quirks(std::uint64_t quirks)
     {
         static_cast<void>(quirks);
+        return success;
+    }
+
+    /// The core leaves for these hypercalls, by number; an engine whose hypercalls another one
+    /// answers is told here which it is to hand on.
+    virtual Result<void> set_hypercall_exits(std::uint64_t calls)
+    {
+        static_cast<void>(calls);
         return success;
     }
 

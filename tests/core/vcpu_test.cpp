@@ -8,6 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include <sys/mman.h>
+
 #include <gtest/gtest.h>
 
 #include "core/probe_guest.hpp"
@@ -182,6 +184,44 @@ TEST_P(VcpuTest, ATripleFaultIsAShutdown)
     sregs.idt.limit = 0;
     ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
     EXPECT_TRUE(vcpu.run()->is<Shutdown>());
+}
+
+TEST_P(VcpuTest, MemoryThatTheProcessHasUnmappedIsAnError)
+{
+    if (engine() == Engine::Soft) {
+        GTEST_SKIP() << "it would be a SIGSEGV of this process";
+    }
+    SmallVm small{engine()};
+    constexpr std::size_t size = 0x1000;
+    void* const page =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(page, MAP_FAILED);
+    small.vm()
+        .set_user_memory_region({.slot = 1,
+                                 .guest_phys_addr = Gpa{0x20'0000},
+                                 .size_bytes = size,
+                                 .host = static_cast<std::byte*>(page)})
+        .value();
+    // mov %fs:0, %al; hlt
+    small.place(0x1000, {0x64, 0xa0, 0x00, 0x00, 0xf4});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.fs.base = 0x20'0000;
+    vcpu.set_sregs(sregs).value();
+    ASSERT_EQ(::munmap(page, size), 0);
+    for (int i = 0; i < 2; ++i) {
+        const auto refused = vcpu.run();
+        ASSERT_FALSE(refused);
+        EXPECT_EQ(refused.error().code(), std::errc::bad_address);
+    }
+    ASSERT_EQ(::mmap(page, size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0),
+              page);
+    *static_cast<std::byte*>(page) = std::byte{0x5a};
+    EXPECT_TRUE(vcpu.run().value().is<Halt>());
+    EXPECT_EQ(vcpu.regs().rax & 0xffU, 0x5aU);
+    small.vm().set_user_memory_region({.slot = 1}).value();
+    ::munmap(page, size);
 }
 
 TEST_P(VcpuTest, CodeInNoSlotIsAnInternalError)

@@ -69,7 +69,7 @@ void disturb(Caller& c, Random& random)
     case 4: {
         vmm_region region = c.whole();
         region.slot = static_cast<std::uint32_t>(random() % 4U);
-        region.flags = static_cast<std::uint32_t>(random() % 4U);
+        region.flags = static_cast<std::uint32_t>(random() % 8U);
         region.guest_address = random() % 4U * Caller::memory_size;
         region.size = random() % 2U * Caller::memory_size;
         static_cast<void>(call(c.vm, VMM_SET_REGION, &region));
@@ -81,6 +81,8 @@ void disturb(Caller& c, Random& random)
         vmm_dirty dirty{};
         dirty.slot = static_cast<std::uint32_t>(random() % 4U);
         dirty.bitmap = reinterpret_cast<std::uintptr_t>(bits.data());
+        dirty.first = random() % 20U;
+        dirty.words = random() % 20U;
         static_cast<void>(call(c.vm, VMM_TAKE_DIRTY, &dirty));
         break;
     }

@@ -447,6 +447,7 @@ TEST_F(HelperCall, TheDirtyLogHasEachWriteOnce)
     std::array<std::uint64_t, Caller::memory_size / 4096 / 64> bits{};
     vmm_dirty dirty{};
     dirty.bitmap = reinterpret_cast<std::uintptr_t>(bits.data());
+    dirty.words = bits.size();
     for (int i = 0; i < 3; ++i) {
         c.area->rip = Caller::code_at;
         ASSERT_EQ(c.run(), 0);
@@ -460,11 +461,67 @@ TEST_F(HelperCall, TheDirtyLogHasEachWriteOnce)
     c.area->rip = Caller::code_at;
     ASSERT_EQ(c.run(), 0);
     vmm_dirty nowhere{};
+    nowhere.words = bits.size();
     EXPECT_EQ(call(c.vm, VMM_TAKE_DIRTY, &nowhere), -EFAULT);
     ASSERT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), 0);
     EXPECT_EQ(bits[0], 1U << 3U);
     dirty.slot = 7;
     EXPECT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), -ENOENT);
+}
+
+TEST_F(HelperCall, TheDirtyLogIsTakenByWords)
+{
+    Caller c;
+    ASSERT_EQ(c.add_memory(VMM_REGION_LOG_DIRTY), 0);
+    // mov $0x8000, %ax; mov %ax, %ds; mov %al, 0x3000; hlt: page 0x83
+    c.place(Caller::code_at, {0xb8, 0x00, 0x80, 0x8e, 0xd8, 0xa2, 0x00, 0x30, 0xf4});
+    ASSERT_EQ(c.run(), 0);
+    std::uint64_t word = 0;
+    vmm_dirty dirty{};
+    dirty.bitmap = reinterpret_cast<std::uintptr_t>(&word);
+    dirty.first = 1;
+    dirty.words = 1;
+    ASSERT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), 0);
+    EXPECT_EQ(word, 0U);
+    dirty.first = 2;
+    ASSERT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), 0);
+    EXPECT_EQ(word, 1U << 3U);
+    constexpr std::uint64_t all = Caller::memory_size / 4096 / 64;
+    const auto refused = [&](std::uint64_t first, std::uint64_t words) {
+        dirty.first = first;
+        dirty.words = words;
+        EXPECT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), -EINVAL);
+        EXPECT_EQ(dirty.reason, static_cast<__u32>(VMM_REASON_PAGES));
+    };
+    refused(0, all + 1);
+    refused(all, 1);
+    refused(all + 1, 0);
+    refused(1, ~std::uint64_t{0});
+}
+
+TEST_F(HelperCall, AWriteThatIsLoggedMayBeTold)
+{
+    Caller c;
+    EXPECT_EQ(c.add_memory(VMM_REGION_TELL_DIRTY), -EINVAL) << "nothing is logged";
+    ASSERT_EQ(c.add_memory(VMM_REGION_LOG_DIRTY | VMM_REGION_TELL_DIRTY), 0);
+    // mov 0x3000, %al; mov %al, 0x3000; mov %al, 0x3001; hlt
+    c.place(Caller::code_at, {0xa0, 0x00, 0x30, 0xa2, 0x00, 0x30, 0xa2, 0x01, 0x30, 0xf4});
+    std::array<std::uint64_t, Caller::memory_size / 4096 / 64> bits{};
+    vmm_dirty dirty{};
+    dirty.bitmap = reinterpret_cast<std::uintptr_t>(bits.data());
+    dirty.words = bits.size();
+    for (int i = 0; i < 2; ++i) {
+        c.area->rip = Caller::code_at;
+        ASSERT_EQ(c.run(), 0);
+        ASSERT_EQ(c.area->exit_kind, static_cast<__u32>(VMM_EXIT_DIRTY));
+        EXPECT_EQ(c.area->dirty_slot, 0U);
+        EXPECT_EQ(c.area->dirty_page, 3U);
+        EXPECT_EQ(c.area->rip, Caller::code_at + 3) << "it is not made yet";
+        ASSERT_EQ(c.run(), 0);
+        ASSERT_EQ(c.ended(), Caller::Ended::Hlt) << "once";
+        ASSERT_EQ(call(c.vm, VMM_TAKE_DIRTY, &dirty), 0);
+        EXPECT_EQ(bits[0], 1U << 3U);
+    }
 }
 
 TEST_F(HelperCall, AKickEndsAnEndlessGuest)

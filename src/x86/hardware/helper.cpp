@@ -57,8 +57,9 @@ const char* describe_reason(std::uint32_t reason) noexcept
         "the guest is given a bit of CR0 or CR4 that it may not own",
         "an MSR's value is none that WRMSR would take",
         "there are too many leaves of CPUID",
+        "the slot's log has no such words",
     };
-    static_assert(sentences.size() == VMM_REASON_CPUID + 1);
+    static_assert(sentences.size() == VMM_REASON_PAGES + 1);
     return reason < sentences.size() ? sentences.at(reason) : "a reason of a later version";
 }
 

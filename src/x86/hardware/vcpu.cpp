@@ -89,7 +89,8 @@ std::vector<std::pair<std::string_view, std::uint64_t>> HardwareVcpu::counters()
 {
     return {{"guest_entries", area_->entries},
             {"cpuid_by_helper", area_->served},
-            {"emulated", emulated_}};
+            {"emulated", emulated_},
+            {"tlb_flush", flushes_}};
 }
 
 // --- Kicks.  The helper looks at `immediate_exit` after it has set `running`, and after it has
@@ -125,6 +126,13 @@ const EngineExit* HardwareVcpu::fail_entry(std::uint64_t reason) noexcept
 {
     static_cast<void>(leave(EngineExit::Reason::EntryFailure));
     exit_.hardware_reason = reason;
+    return &exit_;
+}
+
+const EngineExit* HardwareVcpu::report_host_error(int error) noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::HostError));
+    exit_.hardware_reason = static_cast<std::uint64_t>(error);
     return &exit_;
 }
 
@@ -343,15 +351,16 @@ const EngineExit* HardwareVcpu::run_hardware() noexcept
     const int result = run_guest(fd_.get(), fpu_);
     if (result != 0 && result != -EINTR) {
         // With EINVAL the helper says what it refused.
-        return fail_entry(area_->reason != VMM_REASON_NONE ? area_->reason
-                                                           : static_cast<std::uint64_t>(-result));
+        return area_->reason != VMM_REASON_NONE ? fail_entry(area_->reason)
+                                                : report_host_error(-result);
     }
     set_current(StateGroup::None);
     changed_ = StateGroup::None;
     switch (area_->exit_kind) {
-    case VMM_EXIT_MEMORY:
+    case VMM_EXIT_MEMORY: return report_host_error(static_cast<int>(area_->error));
     case VMM_EXIT_FAILED: return fail_entry(area_->error);
     case VMM_EXIT_HARDWARE: return result == 0 ? handle_exit() : nullptr;
+    case VMM_EXIT_DIRTY: vm_->page_written(area_->dirty_slot, area_->dirty_page); return nullptr;
     default: return nullptr;  // A signal, or a kick, which the loop looks at.
     }
 }

@@ -70,7 +70,11 @@ public:
     void request_exit() noexcept override;
     std::uint64_t instruction_rip() noexcept override { return emulator_->instruction_rip(); }
     bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override;
-    void flush_tlb() noexcept override { area_->dirty |= VMM_DIRTY_TLB; }
+    void flush_tlb() noexcept override
+    {
+        area_->dirty |= VMM_DIRTY_TLB;
+        ++flushes_;
+    }
     std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override;
 
 protected:
@@ -99,6 +103,7 @@ protected:
     const EngineExit* reflect(Event event) noexcept;
     const EngineExit& leave(EngineExit::Reason reason) noexcept;
     const EngineExit* fail_entry(std::uint64_t reason) noexcept;
+    const EngineExit* report_host_error(int error) noexcept;
     /// MSRs that the hardware, or the helper, switches are the guest's own, unless the caller's
     /// filter has one.
     [[nodiscard]] bool may_pass_msrs(std::span<const std::uint32_t> passed) noexcept
@@ -174,6 +179,7 @@ private:
     bool exit_left_{};        ///< `complete_pending()` has met an exit for the next `enter()`.
     const EngineExit* left_{};
     std::uint64_t emulated_{};
+    std::uint64_t flushes_{};  ///< Of the TLB, that the core asked for.
 };
 
 }  // namespace vmm::x86::hardware

@@ -12,13 +12,25 @@
 #include "x86/hardware/helper.hpp"
 
 namespace vmm::x86::hardware {
+namespace {
+
+constexpr std::uint64_t word_bits = 64;
+
+/// Of its log.
+std::uint64_t words_of(const MemorySlots::Region& region) noexcept
+{
+    return (region.size_bytes / 4096 + word_bits - 1) / word_bits;
+}
+
+}  // namespace
 
 Result<void> HelperVm::add(const Region& region)
 {
     vmm_region wanted{};
     wanted.slot = region.slot;
     wanted.flags = (region.read_only ? VMM_REGION_READ_ONLY : 0U) |
-                   (region.log_dirty ? VMM_REGION_LOG_DIRTY : 0U);
+                   (region.log_dirty ? VMM_REGION_LOG_DIRTY : 0U) |
+                   (region.log_dirty && tells_writes_ ? VMM_REGION_TELL_DIRTY : 0U);
     wanted.guest_address = region.gpa;
     wanted.size = region.size_bytes;
     // SAFETY: an address as the helper wants it, an integer.
@@ -93,19 +105,58 @@ void HelperVm::msr_filter_changed() noexcept
 
 Result<void> HelperVm::collect_locked(const Region& region)
 {
-    if (!region.log_dirty) {
+    if (!region.log_dirty || tells_writes_) {
         return success;
     }
-    constexpr std::uint64_t bits = 64;
-    const std::uint64_t pages = region.size_bytes / 4096;
-    std::vector<std::uint64_t> bitmap((pages + bits - 1) / bits);
-    vmm_dirty wanted{};
-    wanted.slot = region.slot;
-    // SAFETY: an address as the helper wants it, an integer.
-    wanted.bitmap = reinterpret_cast<std::uintptr_t>(bitmap.data());
-    VMM_TRY_VOID(call_helper(fd_, VMM_TAKE_DIRTY, "VMM_TAKE_DIRTY", wanted));
+    VMM_TRY(const auto bitmap, take_log(region.slot, {0, words_of(region)}));
     memory_.mark_dirty_pages(region.slot, bitmap);
     return success;
+}
+
+Result<std::vector<std::uint64_t>> HelperVm::take_log(std::uint32_t slot, Words words)
+{
+    std::vector<std::uint64_t> bitmap(words.end - words.first);
+    vmm_dirty wanted{};
+    wanted.slot = slot;
+    // SAFETY: an address as the helper wants it, an integer.
+    wanted.bitmap = reinterpret_cast<std::uintptr_t>(bitmap.data());
+    wanted.first = words.first;
+    wanted.words = bitmap.size();
+    VMM_TRY_VOID(call_helper(fd_, VMM_TAKE_DIRTY, "VMM_TAKE_DIRTY", wanted));
+    return bitmap;
+}
+
+/// What is to be protected again is noted first: a page that is in a ring and not noted would be
+/// written unseen once its entry was reset.
+void HelperVm::page_written(std::uint32_t slot, std::uint64_t page) noexcept
+{
+    {
+        const std::lock_guard lock{written_mutex_};
+        const std::uint64_t word = page / word_bits;
+        Words& words = written_.try_emplace(slot, Words{word, word + 1}).first->second;
+        words = {std::min(words.first, word), std::max(words.end, word + 1)};
+    }
+    memory_.mark_slot_dirty(slot, page);
+}
+
+/// Of pages whose entries are still in a ring the next write is told in vain: their bit is set.
+void HelperVm::protect_written_pages() noexcept
+{
+    const std::lock_guard lock{mutex_};
+    std::map<std::uint32_t, Words> written;
+    {
+        const std::lock_guard written_lock{written_mutex_};
+        written.swap(written_);
+    }
+    for (auto [slot, words] : written) {
+        // The slot may be another one by now, whose pages are all protected.
+        const auto found = slots_.find(slot);
+        if (found != slots_.end() && found->second.log_dirty) {
+            words.end = std::min(words.end, words_of(found->second));
+            words.first = std::min(words.first, words.end);
+            static_cast<void>(take_log(slot, words));
+        }
+    }
 }
 
 namespace {
@@ -127,8 +178,17 @@ public:
     {
         return vm_->collect_dirty_log(slot);
     }
-    /// The helper has protected its pages again when it was asked for its log.
-    void dirty_log_cleared() noexcept override { vm_->emulator().dirty_log_cleared(); }
+    /// Without rings the helper has protected its pages again when it was asked for its log.
+    void dirty_log_cleared() noexcept override
+    {
+        vm_->protect_written_pages();
+        vm_->emulator().dirty_log_cleared();
+    }
+    Result<void> tell_each_write(std::uint32_t /*at_a_time*/) override
+    {
+        vm_->tell_each_write();
+        return success;
+    }
     Result<void> set_msr_filter(const MsrFilter& /*filter*/) override
     {
         vm_->msr_filter_changed();

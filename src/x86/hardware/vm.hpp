@@ -43,6 +43,14 @@ public:
     /// Moves the writes that the helper has logged in a slot to the library's log.  Any thread.
     Result<void> collect_dirty_log(std::uint32_t slot);
 
+    // --- Dirty rings: the helper tells of each write that it logs, and need not be asked.
+    /// Before the first slot that logs.
+    void tell_each_write() noexcept { tells_writes_ = true; }
+    /// A vCPU is about to write a page; on its thread.
+    void page_written(std::uint32_t slot, std::uint64_t page) noexcept;
+    /// Has the pages told of since the last call told of again.  Any thread.
+    void protect_written_pages() noexcept;
+
     // --- The MSR filter is the core's; what the CPU answers itself is looked at anew when it
     // changes.
     void add(EngineVcpu& vcpu);
@@ -56,6 +64,12 @@ private:
     Result<void> add(const Region& region);
     Result<void> remove(std::uint32_t slot);
     Result<void> collect_locked(const Region& region);
+    /// Words of a slot's log.
+    struct Words {
+        std::uint64_t first{};
+        std::uint64_t end{};
+    };
+    [[nodiscard]] Result<std::vector<std::uint64_t>> take_log(std::uint32_t slot, Words words);
 
     UniqueFd fd_;
     std::uint32_t features_{};
@@ -66,6 +80,9 @@ private:
     std::map<std::uint32_t, Region> slots_;  ///< What the helper has been told.
     std::vector<EngineVcpu*> vcpus_;
     std::atomic<std::uint64_t> msr_filters_{};  ///< How many there have been.
+    bool tells_writes_{};
+    std::mutex written_mutex_;
+    std::map<std::uint32_t, Words> written_;  ///< By slot: where there are pages to protect.
 };
 
 /// Makes one vCPU of a VM, on one vendor's hardware.

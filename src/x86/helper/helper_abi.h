@@ -12,7 +12,7 @@
 #include <linux/types.h>
 
 /* Both sides must have the same.  Any change of what is below is a new one. */
-#define VMM_ABI_VERSION 5
+#define VMM_ABI_VERSION 6
 
 #define VMM_DEVICE "vmm" /* /dev/vmm */
 
@@ -45,6 +45,7 @@
 #define VMM_REASON_MASKS 24	/* VMX: cr0_mask or cr4_mask gives the guest a bit that it may not own. */
 #define VMM_REASON_MSR 25	/* A value that WRMSR would not take. */
 #define VMM_REASON_CPUID 26	/* More than VMM_MAX_CPUID leaves. */
+#define VMM_REASON_PAGES 27	/* Of VMM_TAKE_DIRTY: words that the slot's log has not. */
 
 /* ---- The device ---- */
 
@@ -81,6 +82,7 @@ struct vmm_create {
 
 #define VMM_REGION_READ_ONLY (1u << 0) /* Writes are exits. */
 #define VMM_REGION_LOG_DIRTY (1u << 1)
+#define VMM_REGION_TELL_DIRTY (1u << 2) /* With LOG_DIRTY: the write that sets a bit is an exit, VMM_EXIT_DIRTY. */
 
 struct vmm_region {
 	__u32 slot;
@@ -96,6 +98,8 @@ struct vmm_dirty {
 	__u32 slot;
 	__u32 reason; /* Out. */
 	__u64 bitmap; /* Address of one bit a page, in whole 64-bit words. */
+	__u64 first;  /* Word of the slot's log, of 64 pages each, and how many of them. */
+	__u64 words;
 };
 
 /* ---- A vCPU's CPUID, as far as the helper is to answer it ---- */
@@ -137,6 +141,7 @@ struct vmm_cpuid {
 #define VMM_EXIT_HARDWARE 2    /* The vendor's part says what. */
 #define VMM_EXIT_MEMORY 3      /* A page of the caller's could not be had; `error` says why. */
 #define VMM_EXIT_FAILED 4      /* VMX: no entry was made; `error` is the VM-instruction error. */
+#define VMM_EXIT_DIRTY 5       /* The guest is about to write `dirty_page`, of a slot with VMM_REGION_TELL_DIRTY. */
 
 struct vmm_segment {
 	__u16 selector;
@@ -283,9 +288,9 @@ struct vmm_vcpu_area {
 	__u64 tsc_offset;
 	__u64 tsc_aux;
 	__u32 stored; /* VMM_DIRTY_*: groups that are as the guest left them; the helper's. */
-	__u32 reserved32;
+	__u32 dirty_slot; /* VMM_EXIT_DIRTY. */
 	__u64 served; /* CPUIDs that the helper has answered, since creation. */
-	__u64 reserved;
+	__u64 dirty_page; /* VMM_EXIT_DIRTY: counted from the slot's first. */
 
 	union { /* 0x100 */
 		struct vmm_svm svm;
@@ -322,7 +327,7 @@ struct vmm_vcpu_area {
 VMM_ABI_ASSERT(sizeof(struct vmm_info) == 0x20);
 VMM_ABI_ASSERT(sizeof(struct vmm_create) == 8);
 VMM_ABI_ASSERT(sizeof(struct vmm_region) == 0x28);
-VMM_ABI_ASSERT(sizeof(struct vmm_dirty) == 0x10);
+VMM_ABI_ASSERT(sizeof(struct vmm_dirty) == 0x20);
 VMM_ABI_ASSERT(sizeof(struct vmm_cpuid_leaf) == 0x20);
 VMM_ABI_ASSERT(sizeof(struct vmm_cpuid) == 0x10);
 VMM_ABI_ASSERT(sizeof(struct vmm_segment) == 0x10);
@@ -349,6 +354,7 @@ VMM_ABI_AT(vmm_vcpu_area, dr, 0xb0);
 VMM_ABI_AT(vmm_vcpu_area, xcr0, 0xd0);
 VMM_ABI_AT(vmm_vcpu_area, stored, 0xe8);
 VMM_ABI_AT(vmm_vcpu_area, served, 0xf0);
+VMM_ABI_AT(vmm_vcpu_area, dirty_page, 0xf8);
 VMM_ABI_AT(vmm_vcpu_area, svm, 0x100);
 VMM_ABI_AT(vmm_vcpu_area, vmx, 0x100);
 VMM_ABI_ASSERT(sizeof(struct vmm_vcpu_area) == 0x1000);

@@ -252,7 +252,8 @@ int vmm_set_region(struct vmm_vm *vm, struct vmm_region *region)
 {
 	int error;
 
-	if (region->reserved || region->flags & ~(VMM_REGION_READ_ONLY | VMM_REGION_LOG_DIRTY)) {
+	if (region->reserved || region->flags & ~(VMM_REGION_READ_ONLY | VMM_REGION_LOG_DIRTY | VMM_REGION_TELL_DIRTY) ||
+	    (region->flags & VMM_REGION_TELL_DIRTY && !(region->flags & VMM_REGION_LOG_DIRTY))) {
 		region->reason = VMM_REASON_FLAGS;
 		return -EINVAL;
 	}
@@ -267,13 +268,13 @@ int vmm_set_region(struct vmm_vm *vm, struct vmm_region *region)
 	return error;
 }
 
-/* Moves a slot's bits into the copy behind them, and has each further write to those pages set its bit again. */
-static void collect_dirty(struct vmm_vm *vm, struct vmm_slot *slot, unsigned long *copy)
+/* Moves some words of a slot's bits into the copy behind them, and has each further write to those pages set its bit again. */
+static void collect_dirty(struct vmm_vm *vm, struct vmm_slot *slot, unsigned long *copy, size_t first, size_t end)
 {
-	size_t i, bit, words = dirty_words(slot);
+	size_t i, bit;
 	bool any = false;
 
-	for (i = 0; i < words; i++) {
+	for (i = first; i < end; i++) {
 		spin_lock(&vm->table_lock);
 		copy[i] = slot->dirty[i];
 		slot->dirty[i] = 0;
@@ -299,7 +300,7 @@ int vmm_take_dirty(struct vmm_vm *vm, struct vmm_dirty *dirty)
 {
 	struct vmm_slot *slot;
 	unsigned long *copy;
-	size_t i, words;
+	size_t i, words, end;
 	int error = 0;
 
 	/* For writing: the copy is the slot's. */
@@ -312,12 +313,18 @@ int vmm_take_dirty(struct vmm_vm *vm, struct vmm_dirty *dirty)
 		goto out;
 	}
 	words = dirty_words(slot);
+	end = dirty->first + dirty->words;
+	if (dirty->first > words || dirty->words > words - dirty->first) {
+		dirty->reason = VMM_REASON_PAGES;
+		error = -EINVAL;
+		goto out;
+	}
 	copy = slot->dirty + words;
-	collect_dirty(vm, slot, copy);
-	if (copy_to_user(u64_to_user_ptr(dirty->bitmap), copy, words * sizeof(*copy))) {
+	collect_dirty(vm, slot, copy, dirty->first, end);
+	if (copy_to_user(u64_to_user_ptr(dirty->bitmap), copy + dirty->first, dirty->words * sizeof(*copy))) {
 		error = -EFAULT;
 		spin_lock(&vm->table_lock);
-		for (i = 0; i < words; i++)
+		for (i = dirty->first; i < end; i++)
 			slot->dirty[i] |= copy[i];
 		spin_unlock(&vm->table_lock);
 	}
@@ -395,7 +402,7 @@ static int level_in_slot(const struct vmm_slot *slot, u64 gfn)
 	return level;
 }
 
-/* 0: the page is mapped, or it is worth another try. */
+/* 0: the page is mapped, or it is worth another try.  1: the same, and it is logged that it is written. */
 static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 {
 	struct vmm_vm *vm = slot->vm;
@@ -403,7 +410,7 @@ static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 	bool writable = write || !(slot->flags & (VMM_REGION_READ_ONLY | VMM_REGION_LOG_DIRTY));
 	u64 *entry, *spare = NULL, step, value;
 	struct page *page;
-	int level, error = get_page_at(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT), write, &writable, &page);
+	int level, logged = 0, error = get_page_at(slot->hva + ((gfn - slot->gfn) << PAGE_SHIFT), write, &writable, &page);
 
 	if (error)
 		return error;
@@ -428,8 +435,7 @@ static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 			WRITE_ONCE(*entry, value);
 			if (old && (old ^ value) & ~_PAGE_RW)
 				flush(vm);
-			if (writable && slot->dirty)
-				__set_bit(gfn - slot->gfn, slot->dirty);
+			logged = writable && slot->dirty && !__test_and_set_bit(gfn - slot->gfn, slot->dirty);
 			break;
 		}
 		spin_unlock(&vm->table_lock);
@@ -444,7 +450,7 @@ static int map_in_slot(struct vmm_slot *slot, u64 gfn, bool write)
 	if (spare)
 		free_page((unsigned long)spare);
 	put_page(page);
-	return 0;
+	return logged;
 }
 
 /* A nested page fault.  True: the guest goes on.  Else the exit is the caller's, or of another kind than it is. */
@@ -460,12 +466,18 @@ bool vmm_fault(struct vmm_vcpu *vcpu, u64 gpa, bool write)
 	in_slot = slot && !(write && slot->flags & VMM_REGION_READ_ONLY);
 	if (in_slot)
 		error = map_in_slot(slot, gpa >> PAGE_SHIFT, write);
+	if (error > 0 && slot->flags & VMM_REGION_TELL_DIRTY) {
+		WRITE_ONCE(vcpu->area->dirty_slot, slot->id);
+		WRITE_ONCE(vcpu->area->dirty_page, (gpa >> PAGE_SHIFT) - slot->gfn);
+		WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_DIRTY);
+		in_slot = false;
+	}
 	up_read(&vm->slots_lock);
-	if (error) {
+	if (error < 0) {
 		WRITE_ONCE(vcpu->area->error, -error);
 		WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_MEMORY);
 	}
-	return in_slot && !error;
+	return in_slot && error >= 0;
 }
 
 int vmm_memory_init(struct vmm_vm *vm)

@@ -23,7 +23,9 @@ struct Limits {
     int memory_slots{};
     int vcpus{};
     int vcpu_ids{};
-    std::uint64_t quirks{};  ///< That may be turned off.
+    std::uint64_t quirks{};              ///< That may be turned off.
+    std::uint32_t hypercall_exits{};     ///< By number, those that it can leave for.
+    std::uint32_t dirty_ring_entries{};  ///< At most; 0: KVM has no dirty rings.
 };
 
 /// Opens `/dev/kvm` and looks whether it has what this engine needs.  ENODEV, or open()'s errno,
@@ -33,6 +35,9 @@ struct Limits {
 /// Of the library's offer (`x86::supported_cpuid`), what KVM lets a guest use.  Empty if
 /// `/dev/kvm` does not say.
 [[nodiscard]] std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz);
+
+/// What KVM emulates.  Empty if `/dev/kvm` does not say.
+[[nodiscard]] std::vector<CpuidEntry> emulated_cpuid();
 
 /// An engine for a VM with these slots, which outlive it.
 ///

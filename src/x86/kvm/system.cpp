@@ -78,11 +78,11 @@ std::uint32_t& register_of(CpuidEntry& entry, CpuidRegister reg) noexcept
     return entry.edx;
 }
 
-std::vector<CpuidEntry> kvm_cpuid(const UniqueFd& kvm)
+std::vector<CpuidEntry> kvm_cpuid(const UniqueFd& kvm, unsigned long request)
 {
     const auto list = std::make_unique<CpuidList>();
     list->count = CpuidList::most;
-    if (::ioctl(kvm.get(), get_supported_cpuid, list.get()) < 0) {
+    if (::ioctl(kvm.get(), request, list.get()) < 0) {
         return {};
     }
     std::vector<CpuidEntry> entries;
@@ -156,8 +156,21 @@ Result<Limits> query_limits()
     const int vcpus = ask(KVM_CAP_MAX_VCPUS);
     const int ids = ask(KVM_CAP_MAX_VCPU_ID);
     const int quirks = std::max(ask(KVM_CAP_DISABLE_QUIRKS2), 0);
-    return Limits{ask(KVM_CAP_NR_MEMSLOTS), vcpus, ids > 0 ? ids : vcpus,
-                  static_cast<std::uint64_t>(quirks)};
+    const int hypercalls = std::max(ask(KVM_CAP_EXIT_HYPERCALL), 0);
+    const int ring_bytes = std::max(ask(KVM_CAP_DIRTY_LOG_RING), 0);
+    constexpr std::uint32_t entry_bytes = sizeof(kvm_dirty_gfn);
+    return Limits{.memory_slots = ask(KVM_CAP_NR_MEMSLOTS),
+                  .vcpus = vcpus,
+                  .vcpu_ids = ids > 0 ? ids : vcpus,
+                  .quirks = static_cast<std::uint64_t>(quirks),
+                  .hypercall_exits = static_cast<std::uint32_t>(hypercalls),
+                  .dirty_ring_entries = static_cast<std::uint32_t>(ring_bytes) / entry_bytes};
+}
+
+std::vector<CpuidEntry> emulated_cpuid()
+{
+    const auto kvm = open_kvm();
+    return kvm ? kvm_cpuid(*kvm, get_emulated_cpuid) : std::vector<CpuidEntry>{};
 }
 
 std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)
@@ -166,7 +179,7 @@ std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)
     if (!kvm) {
         return {};
     }
-    const std::vector<CpuidEntry> entries = kvm_cpuid(*kvm);
+    const std::vector<CpuidEntry> entries = kvm_cpuid(*kvm, get_supported_cpuid);
     const Cpuid kvms{entries};
     std::vector<CpuidEntry> offer = x86::supported_cpuid(tsc_khz);
     for (const Choice& choice : choices) {

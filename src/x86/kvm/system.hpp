@@ -38,6 +38,7 @@ struct SignalMask {
     std::uint8_t set[8];
 };
 inline constexpr auto get_supported_cpuid = _IOWR(KVMIO, 0x05, std::uint64_t);
+inline constexpr auto get_emulated_cpuid = _IOWR(KVMIO, 0x09, std::uint64_t);
 inline constexpr auto get_msrs = _IOWR(KVMIO, 0x88, std::uint64_t);
 inline constexpr auto set_msrs = _IOW(KVMIO, 0x89, std::uint64_t);
 inline constexpr auto set_signal_mask = _IOW(KVMIO, 0x8b, std::uint32_t);

@@ -12,14 +12,32 @@
 
 namespace vmm::x86::kvm {
 
+Result<RunArea> RunArea::map(const UniqueFd& vcpu, std::size_t size, off_t offset, const char* what)
+{
+    void* const at = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.get(), offset);
+    if (at == MAP_FAILED) {
+        return Error::from_errno(what);
+    }
+    return RunArea{at, size};
+}
+
 Result<RunArea> RunArea::map(const UniqueFd& vcpu, int size)
 {
-    const auto bytes = static_cast<std::size_t>(size);
-    void* const at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.get(), 0);
-    if (at == MAP_FAILED) {
-        return Error::from_errno("mmap of the vCPU's run area");
-    }
-    return RunArea{static_cast<kvm_run*>(at), bytes};
+    return map(vcpu, static_cast<std::size_t>(size), 0, "mmap of the vCPU's run area");
+}
+
+Result<RunArea> RunArea::map_ring(const UniqueFd& vcpu, std::uint32_t entries)
+{
+    constexpr off_t page_size = 4096;
+    return map(vcpu, entries * sizeof(memory::DirtyGfn), KVM_DIRTY_LOG_PAGE_OFFSET * page_size,
+               "mmap of the vCPU's dirty ring");
+}
+
+std::span<memory::DirtyGfn> RunArea::ring() const noexcept
+{
+    static_assert(sizeof(memory::DirtyGfn) == sizeof(kvm_dirty_gfn));
+    // SAFETY: KVM's entries, in KVM's layout.
+    return {reinterpret_cast<memory::DirtyGfn*>(run_), size_ / sizeof(memory::DirtyGfn)};
 }
 
 RunArea::RunArea(RunArea&& other) noexcept
@@ -50,20 +68,31 @@ Result<std::unique_ptr<EngineVcpu>> KvmVcpu::create(std::shared_ptr<KvmVm> vm,
         return Error::from_errno("KVM_CREATE_VCPU");
     }
     VMM_TRY(RunArea run, RunArea::map(fd, vm->run_size()));
+    std::optional<RunArea> ring;
+    if (vm->dirty_ring_entries() != 0U) {
+        VMM_TRY(RunArea mapped, RunArea::map_ring(fd, vm->dirty_ring_entries()));
+        ring.emplace(std::move(mapped));
+    }
     kvm_enable_cap wanted{};
     wanted.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
     wanted.args[0] = 1;
     // Older ones answer hypercalls that the guest's CPUID does not offer.
     static_cast<void>(::ioctl(fd.get(), KVM_ENABLE_CAP, &wanted));
-    return std::unique_ptr<EngineVcpu>{
-        std::make_unique<KvmVcpu>(std::move(vm), host, std::move(fd), std::move(run))};
+    return std::unique_ptr<EngineVcpu>{std::make_unique<KvmVcpu>(std::move(vm), host, std::move(fd),
+                                                                 std::move(run), std::move(ring))};
 }
 
-KvmVcpu::KvmVcpu(std::shared_ptr<KvmVm> vm, VcpuHost& host, UniqueFd fd, RunArea run) noexcept
+KvmVcpu::KvmVcpu(std::shared_ptr<KvmVm> vm,
+                 VcpuHost& host,
+                 UniqueFd fd,
+                 RunArea run,
+                 std::optional<RunArea> ring) noexcept
     : vm_{std::move(vm)},
       host_{host},
       fd_{std::move(fd)},
       run_{std::move(run)},
+      ring_{std::move(ring)},
+      dirty_pages_{ring_ ? ring_->ring() : std::span<memory::DirtyGfn>{}},
       statistics_{fd_},
       kick_{vm_->kick_signal()}
 {
@@ -136,13 +165,26 @@ KvmVcpu::Next KvmVcpu::run_once(bool immediate) noexcept
     if (run_->cr8 != cr8) {
         host_.write_cr8(run_->cr8);
     }
+    if (ring_) [[unlikely]] {
+        take_dirty_pages();
+    }
     if (result == 0) {
         return handle_exit();
     }
     if (error == EINTR || error == EAGAIN) {
         return Next::Run;
     }
-    return fail_entry(static_cast<std::uint64_t>(error));
+    static_cast<void>(leave(EngineExit::Reason::HostError));
+    exit_.hardware_reason = static_cast<std::uint64_t>(error);
+    return Next::Leave;
+}
+
+/// KVM's ring into the library's log, which tells the caller's.
+void KvmVcpu::take_dirty_pages() noexcept
+{
+    while (const auto page = dirty_pages_.take()) {
+        vm_->memory().mark_slot_dirty(page->slot, page->page);
+    }
 }
 
 KvmVcpu::Next KvmVcpu::leave(EngineExit::Reason reason) noexcept
@@ -166,6 +208,7 @@ KvmVcpu::Next KvmVcpu::handle_exit() noexcept
     case KVM_EXIT_MMIO: return handle_mmio();
     case KVM_EXIT_X86_RDMSR:
     case KVM_EXIT_X86_WRMSR: return handle_msr();
+    case KVM_EXIT_HYPERCALL: return handle_hypercall();
     case KVM_EXIT_HLT: return leave(EngineExit::Reason::Halt);
     case KVM_EXIT_IRQ_WINDOW_OPEN: return leave(EngineExit::Reason::IrqWindow);
     // The guest lowered CR8: an interrupt may have become deliverable.
@@ -173,6 +216,7 @@ KvmVcpu::Next KvmVcpu::handle_exit() noexcept
     case KVM_EXIT_DEBUG: return handle_debug();
     case KVM_EXIT_SHUTDOWN: return leave(EngineExit::Reason::Shutdown);
     case KVM_EXIT_INTERNAL_ERROR: return handle_internal_error();
+    case KVM_EXIT_DIRTY_RING_FULL: vm_->reset_dirty_rings(); return Next::Run;
     case KVM_EXIT_FAIL_ENTRY: return fail_entry(run_->fail_entry.hardware_entry_failure_reason);
     case KVM_EXIT_UNKNOWN: return fail_entry(run_->hw.hardware_exit_reason);
     default: return fail_entry(run_->exit_reason);
@@ -265,6 +309,17 @@ KvmVcpu::Next KvmVcpu::handle_msr() noexcept
         static_cast<void>(state(StateGroup::Segments));
         state_changed(StateGroup::Segments);
     }
+    return Next::Run;
+}
+
+/// KVM's next run moves RIP past the instruction and sets RAX to `ret`, before the core shows the
+/// call to its caller.
+KvmVcpu::Next KvmVcpu::handle_hypercall() noexcept
+{
+    completes_ = true;
+    CpuState& cpu = state(StateGroup::Registers | StateGroup::Segments);
+    host_.hypercall(cpu);
+    run_->hypercall.ret = cpu.gpr[Rax];
     return Next::Run;
 }
 

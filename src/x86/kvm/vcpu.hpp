@@ -8,7 +8,11 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 
+#include <sys/types.h>
+
+#include "vmm/memory/dirty_ring.hpp"
 #include "vmm/unique_fd.hpp"
 #include "x86/engine.hpp"
 #include "x86/kvm/kick.hpp"
@@ -22,6 +26,8 @@ namespace vmm::x86::kvm {
 class RunArea {
 public:
     [[nodiscard]] static Result<RunArea> map(const UniqueFd& vcpu, int size);
+    /// The vCPU's dirty ring, which lies elsewhere behind its descriptor.
+    [[nodiscard]] static Result<RunArea> map_ring(const UniqueFd& vcpu, std::uint32_t entries);
     RunArea(RunArea&& other) noexcept;
     RunArea& operator=(RunArea&&) = delete;
     RunArea(const RunArea&) = delete;
@@ -31,9 +37,15 @@ public:
     [[nodiscard]] kvm_run* operator->() const noexcept { return run_; }
     /// What lies `offset` bytes into the area.
     [[nodiscard]] std::byte* at(std::uint64_t offset) const noexcept;
+    /// Of `map_ring()`.
+    [[nodiscard]] std::span<memory::DirtyGfn> ring() const noexcept;
 
 private:
-    RunArea(kvm_run* run, std::size_t size) noexcept : run_{run}, size_{size} {}
+    RunArea(void* run, std::size_t size) noexcept : run_{static_cast<kvm_run*>(run)}, size_{size} {}
+    [[nodiscard]] static Result<RunArea> map(const UniqueFd& vcpu,
+                                             std::size_t size,
+                                             off_t offset,
+                                             const char* what);
 
     kvm_run* run_;
     std::size_t size_;
@@ -44,7 +56,11 @@ public:
     [[nodiscard]] static Result<std::unique_ptr<EngineVcpu>> create(std::shared_ptr<KvmVm> vm,
                                                                     VcpuHost& host,
                                                                     std::uint32_t id);
-    KvmVcpu(std::shared_ptr<KvmVm> vm, VcpuHost& host, UniqueFd fd, RunArea run) noexcept;
+    KvmVcpu(std::shared_ptr<KvmVm> vm,
+            VcpuHost& host,
+            UniqueFd fd,
+            RunArea run,
+            std::optional<RunArea> ring) noexcept;
 
     using EngineVcpu::state_changed;
     void state_changed(StateGroup changed) noexcept override;
@@ -87,10 +103,12 @@ private:
     void store_tsc_offset() noexcept;
 
     Next run_once(bool immediate) noexcept;
+    void take_dirty_pages() noexcept;
     Next handle_exit() noexcept;
     Next handle_port() noexcept;
     Next handle_mmio() noexcept;
     Next handle_msr() noexcept;
+    Next handle_hypercall() noexcept;
     Next handle_internal_error() noexcept;
     Next handle_debug() noexcept;
     [[nodiscard]] bool store_guest_debug() noexcept;
@@ -105,6 +123,8 @@ private:
     VcpuHost& host_;
     UniqueFd fd_;
     RunArea run_;
+    std::optional<RunArea> ring_;
+    memory::DirtyRingReader dirty_pages_;
     HostStatistics statistics_;
     Kick kick_;
     CpuState state_;

@@ -128,6 +128,11 @@ Result<void> KvmVm::disable_quirks(std::uint64_t quirks)
     return enable(fd_, KVM_CAP_DISABLE_QUIRKS2, quirks);
 }
 
+Result<void> KvmVm::set_hypercall_exits(std::uint64_t calls)
+{
+    return enable(fd_, KVM_CAP_EXIT_HYPERCALL, calls);
+}
+
 Result<void> KvmVm::set(const Region& region) noexcept
 {
     kvm_userspace_memory_region wanted{};
@@ -201,7 +206,7 @@ Result<void> KvmVm::collect_dirty_log(std::uint32_t slot)
 
 Result<void> KvmVm::collect_locked(const Region& region)
 {
-    if (!region.log_dirty) {
+    if (!region.log_dirty || dirty_ring_entries_ != 0U) {
         return success;
     }
     constexpr std::uint64_t bits = 64;
@@ -213,6 +218,26 @@ Result<void> KvmVm::collect_locked(const Region& region)
     VMM_TRY_VOID(control(fd_, KVM_GET_DIRTY_LOG, "KVM_GET_DIRTY_LOG", &log));
     memory_.mark_dirty_pages(region.slot, bitmap);
     return success;
+}
+
+/// Where the CPU logs pages itself (PML) KVM's least is more than other engines'.
+Result<void> KvmVm::enable_dirty_rings(std::uint32_t entries)
+{
+    VMM_TRY(const Limits limits, query_limits());
+    for (;; entries *= 2) {
+        const auto enabled = enable(fd_, KVM_CAP_DIRTY_LOG_RING, entries * sizeof(kvm_dirty_gfn));
+        if (enabled || entries * 2 > limits.dirty_ring_entries) {
+            dirty_ring_entries_ = enabled ? entries : 0;
+            return enabled;
+        }
+    }
+}
+
+void KvmVm::reset_dirty_rings() noexcept
+{
+    if (dirty_ring_entries_ != 0U) {
+        static_cast<void>(::ioctl(fd_.get(), KVM_RESET_DIRTY_RINGS, 0UL));
+    }
 }
 
 namespace {
@@ -230,9 +255,12 @@ public:
     {
         return vm_->collect_dirty_log(slot);
     }
-    // KVM_GET_DIRTY_LOG has protected the pages again itself, and KVM's guests see memory as the
-    // host's CPU does.
-    void dirty_log_cleared() noexcept override {}
+    // Without rings KVM_GET_DIRTY_LOG has protected the pages again itself.
+    void dirty_log_cleared() noexcept override { vm_->reset_dirty_rings(); }
+    Result<void> tell_each_write(std::uint32_t at_a_time) override
+    {
+        return vm_->enable_dirty_rings(at_a_time);
+    }
     Result<void> set_msr_filter(const MsrFilter& filter) override
     {
         return vm_->set_msr_filter(filter);
@@ -241,6 +269,11 @@ public:
     {
         return vm_->disable_quirks(quirks);
     }
+    Result<void> set_hypercall_exits(std::uint64_t calls) override
+    {
+        return vm_->set_hypercall_exits(calls);
+    }
+    // KVM's guests see memory as the host's CPU does.
     void memory_written(Gpa /*gpa*/, std::uint64_t /*size_bytes*/) noexcept override {}
 
 private:

@@ -40,8 +40,18 @@ public:
     /// Which of the MSRs that KVM keeps the guest may access.  Any thread.
     Result<void> set_msr_filter(const MsrFilter& filter);
     Result<void> disable_quirks(std::uint64_t quirks);
+    Result<void> set_hypercall_exits(std::uint64_t calls);
     /// Moves the writes that KVM has logged in a slot to the library's log.  Any thread.
     Result<void> collect_dirty_log(std::uint32_t slot);
+
+    /// KVM logs into a ring of each vCPU from now on, of so many entries, or the next number that
+    /// it takes.  Before the first vCPU.
+    Result<void> enable_dirty_rings(std::uint32_t entries);
+    /// Entries of a vCPU's; 0 without rings.
+    [[nodiscard]] std::uint32_t dirty_ring_entries() const noexcept { return dirty_ring_entries_; }
+    /// Has the pages that were taken from rings logged again, and frees their entries.  Any thread.
+    void reset_dirty_rings() noexcept;
+    [[nodiscard]] MemorySlots& memory() const noexcept { return memory_; }
 
 private:
     using Region = MemorySlots::Region;
@@ -54,6 +64,7 @@ private:
     int run_size_;
     MemorySlots& memory_;
     int kick_signal_;
+    std::uint32_t dirty_ring_entries_{};
     std::mutex mutex_;                       // What follows, and the order of KVM's changes.
     std::map<std::uint32_t, Region> slots_;  ///< What KVM has been told.
 };

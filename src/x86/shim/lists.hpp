@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -38,6 +40,7 @@ struct SignalMaskHead {
 namespace request {
 inline constexpr unsigned get_msr_index_list = _IOWR(KVMIO, 0x02, MsrListHead);
 inline constexpr unsigned get_supported_cpuid = _IOWR(KVMIO, 0x05, CpuidHead);
+inline constexpr unsigned get_emulated_cpuid = _IOWR(KVMIO, 0x09, CpuidHead);
 inline constexpr unsigned get_msr_feature_index_list = _IOWR(KVMIO, 0x0a, MsrListHead);
 inline constexpr unsigned set_gsi_routing = _IOW(KVMIO, 0x6a, RoutingHead);
 inline constexpr unsigned get_msrs = _IOWR(KVMIO, 0x88, MsrsHead);
@@ -87,14 +90,15 @@ template <typename Entry>
 ///
 /// @return 0, or a negative errno.
 [[nodiscard]] inline long give_cpuid(unsigned long argument,
-                                     const std::vector<kvm_cpuid_entry2>& entries)
+                                     const std::vector<kvm_cpuid_entry2>& entries,
+                                     std::size_t least_room = 0)
 {
     const UserAddress user{argument};
     CpuidHead head;
     if (!copy_in(&head, user, sizeof head)) {
         return -EFAULT;
     }
-    if (head.nent < entries.size()) {
+    if (head.nent < std::max(entries.size(), least_room)) {
         return -E2BIG;
     }
     head.nent = static_cast<std::uint32_t>(entries.size());

@@ -77,6 +77,11 @@ long get_supported_cpuid(SystemFile& file, unsigned long argument)
     return give_cpuid(argument, entries);
 }
 
+long get_emulated_cpuid(SystemFile& file, unsigned long argument)
+{
+    return give_cpuid(argument, to_kvm(file.kvm().emulated_cpuid()), 1);
+}
+
 long get_mce_capabilities(SystemFile& file, __u64& out)
 {
     out = file.kvm().mce_capabilities();
@@ -114,6 +119,7 @@ constexpr Row<SystemFile> rows[] = {
      get_msr_feature_index_list},
     {request::get_msrs, "KVM_GET_MSRS", get_feature_msrs},
     {request::get_supported_cpuid, "KVM_GET_SUPPORTED_CPUID", get_supported_cpuid},
+    {request::get_emulated_cpuid, "KVM_GET_EMULATED_CPUID", get_emulated_cpuid},
     {KVM_X86_GET_MCE_CAP_SUPPORTED, "KVM_X86_GET_MCE_CAP_SUPPORTED", writes<get_mce_capabilities>},
     {KVM_HAS_DEVICE_ATTR, "KVM_HAS_DEVICE_ATTR", reads<has_attribute>},
     {KVM_GET_DEVICE_ATTR, "KVM_GET_DEVICE_ATTR", reads<get_attribute>},
