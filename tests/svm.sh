@@ -58,6 +58,13 @@ machine "the engine suite" vmm_helper 'PASSED' "$bin/vmm_core_tests" -- \
     "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*svm'"
 machine "the engine suite beside kvm_amd" 'kvm_amd vmm_helper' 'PASSED' "$bin/vmm_core_tests" -- \
     "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*svm'"
+machine "the engine suite on kvm_amd" kvm_amd 'PASSED' "$bin/vmm_core_tests" -- \
+    "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*kvm'"
+# The same of the kernel's KVM itself, and of the engines below the shim.
+for engine in kernel kvm svm; do
+    machine "KVM's ABI: what is expected of $engine" 'kvm_amd vmm_helper' 'PASSED' "$bin/vmm_shim_tests" "$root/KVM.md" -- \
+        "VMM_KVM_ENGINE=$engine VMM_KVM_TABLE=/vmm/KVM.md /vmm/vmm_shim_tests --gtest_brief=1"
+done
 machine "the helper's calls and bad callers" vmm_helper 'PASSED' "$bin/vmm_helper_tests" -- \
     "VMM_HELPER_CALLS=${VMM_HELPER_CALLS:-20000} VMM_HELPER_KILLS=${VMM_HELPER_KILLS:-20} /vmm/vmm_helper_tests"
 machine "a module with a VM stays; CPUs go and come under a guest" vmm_helper '^stays 2 Linux unloaded' \

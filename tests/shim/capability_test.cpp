@@ -2,7 +2,10 @@
 
 // KVM.md says what becomes of each capability; here each number is asked for.
 
+#include <algorithm>
+#include <array>
 #include <cctype>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -39,8 +42,9 @@ struct Table {
 Table read_table()
 {
     Table table;
-    std::ifstream file{VMM_KVM_TABLE};
-    EXPECT_TRUE(file) << VMM_KVM_TABLE;
+    const char* const elsewhere = std::getenv("VMM_KVM_TABLE");
+    std::ifstream file{elsewhere != nullptr ? elsewhere : VMM_KVM_TABLE};
+    EXPECT_TRUE(file) << VMM_KVM_TABLE << " is not there: VMM_KVM_TABLE in the environment";
     bool others = false;
     for (std::string line; std::getline(file, line);) {
         if (line.rfind("Of other architectures", 0) == 0) {
@@ -79,6 +83,16 @@ long value_of(const std::string& cell)
 
 constexpr std::size_t columns = 7;
 
+/// Of the engine that answers; 0 for the kernel's own KVM, which may offer more or less.
+std::size_t engine_column()
+{
+    const char* const name = std::getenv("VMM_KVM_ENGINE");
+    const std::string engine = name != nullptr ? name : "soft";
+    constexpr std::array engines{"soft", "kvm", "svm", "vmx"};
+    const auto* const found = std::find(engines.begin(), engines.end(), engine);
+    return found == engines.end() ? 0 : 2U + static_cast<std::size_t>(found - engines.begin());
+}
+
 /// Each engine works, or the remark says why it does not.
 void expect_answers(const std::vector<std::string>& row)
 {
@@ -94,6 +108,11 @@ TEST(CapabilityTable, IsWhatEachNumberAnswers)
 {
     const Table table = read_table();
     const Descriptor kvm = open_kvm();
+    const std::size_t column = engine_column();
+    if (column == 0) {
+        GTEST_SKIP() << "the table is of engines";
+    }
+    const bool is_host = column == 3;  // Which may have fewer of what it counts.
     constexpr unsigned end = 400;
     unsigned asked = 0;
     for (unsigned number = 0; number < end; ++number) {
@@ -105,9 +124,13 @@ TEST(CapabilityTable, IsWhatEachNumberAnswers)
         }
         ++asked;
         ASSERT_EQ(row->second.size(), columns) << number;
-        const std::string& says = row->second[2];
+        const std::string& says = row->second[column];
         if (says.rfind("works", 0) == 0) {
-            EXPECT_EQ(answer, value_of(says)) << row->second[1];
+            if (is_host) {
+                EXPECT_GT(answer, 0) << row->second[1];
+            } else {
+                EXPECT_EQ(answer, value_of(says)) << row->second[1];
+            }
         } else {
             EXPECT_EQ(answer, 0) << row->second[1];
         }

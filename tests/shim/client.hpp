@@ -2,10 +2,14 @@
 
 /// @file
 /// A client of KVM's ABI in the tests' own process: what an ioctl gives, without a preload library.
+///
+/// With VMM_KVM_ENGINE=kernel in the environment it is a client of this machine's own `/dev/kvm`,
+/// which the same is expected of; with the name of an engine it runs on that, else on `soft`.
 
 #pragma once
 
 #include <array>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -13,9 +17,12 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 
+#include <fcntl.h>
 #include <linux/kvm.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -26,9 +33,28 @@
 
 namespace vmm::shim::test {
 
+inline bool is_engine(std::string_view name)
+{
+    const char* const engine = std::getenv("VMM_KVM_ENGINE");
+    return engine != nullptr && engine == name;
+}
+inline bool is_kernel()
+{
+    return is_engine("kernel");
+}
+/// The kernel's KVM, by itself or below the library.
+inline bool is_on_kvm()
+{
+    return is_kernel() || is_engine("kvm");
+}
+
 /// KVM's result, or a negative errno.
 inline long call(int fd, unsigned long request, unsigned long argument = 0)
 {
+    if (is_kernel()) {
+        const long result = ::ioctl(fd, request, argument);
+        return result < 0 ? -errno : result;
+    }
     const auto file = FileTable::instance().find(fd);
     return file != nullptr ? file->ioctl(static_cast<unsigned>(request), argument) : -EBADF;
 }
@@ -36,6 +62,16 @@ template <typename T>
 long call(int fd, unsigned long request, T* argument)
 {
     return call(fd, request, reinterpret_cast<unsigned long>(argument));
+}
+
+/// mmap() of a descriptor: 0, or a negative errno.
+inline long may_map(int fd, std::size_t size, int protection, int flags, off_t offset)
+{
+    if (!is_kernel()) {
+        return FileTable::instance().find(fd)->may_map(size, protection, flags, offset);
+    }
+    void* const at = ::mmap(nullptr, size, protection, flags, fd, offset);
+    return at == MAP_FAILED ? -errno : ::munmap(at, size);
 }
 
 /// A descriptor of ours, closed as the hook of close(2) does it.
@@ -54,7 +90,9 @@ public:
     void reset()
     {
         if (fd_ >= 0) {
-            FileTable::instance().remove(fd_);
+            if (!is_kernel()) {
+                FileTable::instance().remove(fd_);
+            }
             ::close(std::exchange(fd_, -1));
         }
     }
@@ -66,7 +104,11 @@ private:
 
 inline Descriptor open_kvm()
 {
-    ::setenv("VMM_KVM_ENGINE", "soft", 1);
+    if (is_kernel()) {
+        const int fd = ::open("/dev/kvm", O_RDWR | O_CLOEXEC);
+        return Descriptor{fd < 0 ? -errno : fd};
+    }
+    ::setenv("VMM_KVM_ENGINE", "soft", 0);
     return Descriptor{open_system(true)};
 }
 

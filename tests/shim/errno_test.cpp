@@ -4,7 +4,10 @@
 /// What KVM answers, call by call.  The numbers are those of Linux 6.18 on hardware; where ours
 /// differ, the row says why.
 
+#include <algorithm>
 #include <cerrno>
+#include <fstream>
+#include <span>
 #include <vector>
 
 #include <sys/eventfd.h>
@@ -75,6 +78,26 @@ TEST(SystemErrno, AShortListOfCpuidDoesNotTellTheLength)
     EXPECT_EQ(call(kvm.get(), request::get_supported_cpuid, &list), 0);
     EXPECT_GT(list.head.nent, 10U);
     EXPECT_LT(list.head.nent, 80U) << "kvm-bindings and kvmtool hold no more";
+}
+
+TEST(SystemErrno, EmulatedInstructionsAreAListLikeTheOther)
+{
+    const Descriptor kvm = open_kvm();
+    EXPECT_EQ(call(kvm.get(), KVM_CHECK_EXTENSION, KVM_CAP_EXT_EMUL_CPUID), 1);
+    EXPECT_EQ(call(kvm.get(), request::get_emulated_cpuid, 1UL), -EFAULT);
+    CpuidList list;
+    list.head.nent = 300;
+    EXPECT_EQ(call(kvm.get(), request::get_emulated_cpuid, &list), 0);
+    EXPECT_LT(list.head.nent, 10U);
+    for (const kvm_cpuid_entry2& leaf : std::span{list.entries}.first(list.head.nent)) {
+        EXPECT_TRUE(leaf.function <= 7U || leaf.function >> 28U == 8U) << leaf.function;
+    }
+    if (list.head.nent > 1U) {
+        list.head.nent = 1;
+        EXPECT_EQ(call(kvm.get(), request::get_emulated_cpuid, &list), -E2BIG);
+    }
+    list.head.nent = 0;
+    EXPECT_EQ(call(kvm.get(), request::get_emulated_cpuid, &list), -E2BIG);
 }
 
 TEST(SystemErrno, EveryMsrOfTheListCanBeReadAndWrittenBack)
@@ -164,6 +187,8 @@ TEST(VcpuErrno, SecondFormOfTheSpecialRegisters)
     const std::array<std::uint64_t, 4> pointers{0x3001, 0x4001, 0x5001, 0};
     std::memcpy(guest.memory().data() + 0x2020, pointers.data(), sizeof pointers);
     sregs.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+    // KVM takes these and the library those in memory.
+    std::copy(pointers.begin(), pointers.end(), std::begin(sregs.pdptrs));
     sregs.cr0 = 0x8000'0011;
     sregs.cr3 = 0x2020;
     sregs.cr4 = 1U << 5U;
@@ -278,7 +303,8 @@ TEST(VmErrno, WithoutAnIrqchip)
     RoutingHead routing;
     EXPECT_EQ(call(vm.get(), request::set_gsi_routing, &routing), -EINVAL);
     kvm_pit_config config{};
-    EXPECT_EQ(call(vm.get(), KVM_CREATE_PIT2, &config), -ENOENT);
+    const long pit_alone = call(vm.get(), KVM_CREATE_PIT2, &config);
+    EXPECT_TRUE(pit_alone == -ENOENT || (is_kernel() && pit_alone == 0)) << "Linux before 6.18";
 }
 
 TEST(VmErrno, WithAnIrqchip)
@@ -384,7 +410,9 @@ TEST(VmErrno, WhatIsEnabledByKvmEnableCap)
     EXPECT_EQ(enable(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1), 0);
     EXPECT_EQ(enable(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 2), -EINVAL);
     EXPECT_EQ(enable(KVM_CAP_MSR_PLATFORM_INFO, 0), 0);
-    EXPECT_EQ(enable(KVM_CAP_EXIT_HYPERCALL, 1U << 12U), 0);
+    if (call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_EXIT_HYPERCALL) != 0) {
+        EXPECT_EQ(enable(KVM_CAP_EXIT_HYPERCALL, 1U << 12U), 0);
+    }
     EXPECT_EQ(enable(KVM_CAP_EXIT_HYPERCALL, 1U << 11U), -EINVAL);
     EXPECT_EQ(enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET), -EINVAL);
     EXPECT_EQ(enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 3), 0);
@@ -413,6 +441,13 @@ TEST(VmErrno, WhatIsEnabledByKvmEnableCap)
     EXPECT_EQ(guest.run().exit_reason, unsigned{KVM_EXIT_SHUTDOWN});
 }
 
+bool host_clock_is_tsc()
+{
+    std::ifstream file{"/sys/devices/system/clocksource/clocksource0/current_clocksource"};
+    std::string name;
+    return file >> name && name == "tsc";
+}
+
 TEST(VcpuErrno, TheTscOffsetIsAnAttribute)
 {
     const Guest guest;
@@ -430,7 +465,9 @@ TEST(VcpuErrno, TheTscOffsetIsAnAttribute)
     const std::uint64_t wanted = offset + 12345;
     ASSERT_EQ(ask(KVM_SET_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, &wanted), 0);
     ASSERT_EQ(ask(KVM_GET_DEVICE_ATTR, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, &offset), 0);
-    EXPECT_EQ(offset, wanted);
+    if (!is_kernel() || host_clock_is_tsc()) {
+        EXPECT_EQ(offset, wanted) << "KVM moves it where the host's TSC is not to be trusted";
+    }
 }
 
 TEST(VmErrno, Devices)
@@ -449,14 +486,15 @@ TEST(VmErrno, Devices)
     device.flags = 0;
     ASSERT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), 0) << "a test makes none";
     Descriptor vfio{static_cast<long>(device.fd)};
-    EXPECT_EQ(FileTable::instance().find(vfio.get())->link_name(), "anon_inode:kvm-vfio");
+    if (!is_kernel()) {
+        EXPECT_EQ(FileTable::instance().find(vfio.get())->link_name(), "anon_inode:kvm-vfio");
+    }
     EXPECT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), -EBUSY);
     vfio.reset();
     ASSERT_EQ(call(guest.vm(), KVM_CREATE_DEVICE, &device), 0);
     const Descriptor again{static_cast<long>(device.fd)};
     EXPECT_EQ(call(again.get(), KVM_RUN), -ENOTTY);
-    EXPECT_EQ(FileTable::instance().find(again.get())->may_map(4096, PROT_READ, MAP_SHARED, 0),
-              -ENODEV);
+    EXPECT_EQ(may_map(again.get(), 4096, PROT_READ, MAP_SHARED, 0), -ENODEV);
 }
 
 TEST(DeviceErrno, AttributesOfVfio)
@@ -503,11 +541,13 @@ TEST(VcpuErrno, StateOfReset)
     EXPECT_EQ(regs.rdx, 0x600U);
     EXPECT_EQ(sregs.cs.selector, 0xf000U);
     EXPECT_EQ(sregs.cs.base, 0xffff'0000U);
-    EXPECT_EQ(sregs.cs.type, 0xbU);
+    constexpr unsigned accessed = 1;
+    constexpr unsigned of_386 = 8;  // And not of a 286.
+    EXPECT_EQ(sregs.cs.type | (is_kernel() ? accessed : 0U), 0xbU) << "KVM on AMD: 0xa";
     EXPECT_EQ(sregs.cr0, 0x6000'0010U);
     EXPECT_EQ(sregs.apic_base, 0xfee0'0900U);
     EXPECT_EQ(sregs.ldt.type, 2U);
-    EXPECT_EQ(sregs.tr.type, 0xbU);
+    EXPECT_EQ(sregs.tr.type | (is_kernel() ? of_386 : 0U), 0xbU) << "KVM on AMD: 3";
     kvm_debugregs debug{};
     ASSERT_EQ(call(vcpu.get(), KVM_GET_DEBUGREGS, &debug), 0);
     EXPECT_EQ(debug.dr6, 0xffff'0ff0U);
@@ -555,7 +595,8 @@ TEST(VcpuErrno, InterruptsAndState)
     interrupt.irq = 32;
     EXPECT_EQ(call(guest.vcpu(), KVM_INTERRUPT, &interrupt), -ENXIO);
     EXPECT_EQ(call(guest.vcpu(), KVM_NMI), 0);
-    EXPECT_EQ(call(guest.vcpu(), KVM_SMI), 0) << "ENOTTY where there is no KVM_CAP_X86_SMM";
+    const bool has_smm = call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_X86_SMM) != 0;
+    EXPECT_EQ(call(guest.vcpu(), KVM_SMI), has_smm ? 0 : -ENOTTY);
     EXPECT_EQ(call(guest.vcpu(), KVM_KVMCLOCK_CTRL), -EINVAL);
     kvm_tpr_access_ctl control{};
     control.enabled = 1;
@@ -568,11 +609,16 @@ TEST(VcpuErrno, InterruptsAndState)
     EXPECT_EQ(call(guest.vcpu(), KVM_SET_VAPIC_ADDR, &word), -EINVAL);
     word.vapic_addr = 0;
     EXPECT_EQ(call(guest.vcpu(), KVM_SET_VAPIC_ADDR, &word), 0);
-    EXPECT_GT(call(guest.vcpu(), KVM_GET_TSC_KHZ), 1000);
+    const long khz = call(guest.vcpu(), KVM_GET_TSC_KHZ);
+    const long other_khz = khz / 2;
+    EXPECT_GT(khz, 1000);
     EXPECT_EQ(call(guest.vcpu(), KVM_SET_TSC_KHZ, 0UL), 0);
     const bool scales = call(guest.vm(), KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) != 0;
-    EXPECT_EQ(call(guest.vcpu(), KVM_SET_TSC_KHZ, 1'000'000UL), scales ? 0 : -EINVAL);
-    EXPECT_EQ(call(guest.vcpu(), KVM_GET_TSC_KHZ) == 1'000'000, scales);
+    EXPECT_EQ(call(guest.vcpu(), KVM_SET_TSC_KHZ, static_cast<unsigned long>(other_khz)),
+              scales ? 0 : -EINVAL);
+    if (!is_kernel()) {  // Which shows what it has refused, too.
+        EXPECT_EQ(call(guest.vcpu(), KVM_GET_TSC_KHZ), scales ? other_khz : khz);
+    }
     EXPECT_EQ(call(guest.vcpu(), KVM_SET_TSC_KHZ, 0UL), 0);
     kvm_translation translation{};
     translation.linear_address = 0x1234;

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 
 #include "client.hpp"
+#include "machine.hpp"
 #include "vmm/bus/coalesced.hpp"
 #include "vmm/unique_fd.hpp"
 
@@ -73,12 +74,11 @@ TEST(KvmRun, ADirtyRingTellsOfWhatTheGuestWrites)
     log.dirty_bitmap = &word;
     EXPECT_EQ(call(vm.get(), KVM_GET_DIRTY_LOG, &log), -ENXIO);
     const Descriptor vcpu{call(vm.get(), KVM_CREATE_VCPU)};
-    const auto file = FileTable::instance().find(vcpu.get());
     constexpr off_t ring_at = KVM_DIRTY_LOG_PAGE_OFFSET * 4096L;
-    EXPECT_EQ(file->may_map(ring_bytes, PROT_READ, MAP_PRIVATE, ring_at), -EINVAL);
-    EXPECT_EQ(file->may_map(ring_bytes, PROT_READ | PROT_EXEC, MAP_SHARED, ring_at), -EINVAL);
-    EXPECT_EQ(file->may_map(12288, PROT_READ, MAP_PRIVATE, 0), 0);
-    ASSERT_EQ(file->may_map(ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring_at), 0);
+    EXPECT_EQ(may_map(vcpu.get(), ring_bytes, PROT_READ, MAP_PRIVATE, ring_at), -EINVAL);
+    EXPECT_EQ(may_map(vcpu.get(), ring_bytes, PROT_READ | PROT_EXEC, MAP_SHARED, ring_at), -EINVAL);
+    EXPECT_EQ(may_map(vcpu.get(), 12288, PROT_READ, MAP_PRIVATE, 0), 0);
+    ASSERT_EQ(may_map(vcpu.get(), ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring_at), 0);
     void* const at =
         ::mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.get(), ring_at);
     ASSERT_NE(at, MAP_FAILED);
@@ -93,18 +93,26 @@ TEST(KvmRun, ADirtyRingTellsOfWhatTheGuestWrites)
     regs.rflags = 2;
     ASSERT_EQ(call(vcpu.get(), KVM_SET_REGS, &regs), 0);
     ASSERT_EQ(call(vcpu.get(), KVM_RUN), 0);
-    EXPECT_EQ(ring[0].flags, static_cast<__u32>(KVM_DIRTY_GFN_F_DIRTY));
-    EXPECT_EQ(ring[0].slot, 3U);
-    EXPECT_EQ(ring[0].offset, 3U);
-    EXPECT_EQ(ring[1].flags, 0U);
-    ring[0].flags = KVM_DIRTY_GFN_F_RESET;
-    EXPECT_EQ(call(vm.get(), KVM_RESET_DIRTY_RINGS), 1);
+    // The kernel's KVM tells of a page that was only read too: of the one with the code.
+    std::size_t told = 0;
+    for (; ring[told].flags != 0U; ++told) {
+        EXPECT_EQ(ring[told].flags, static_cast<__u32>(KVM_DIRTY_GFN_F_DIRTY));
+        EXPECT_EQ(ring[told].slot, 3U);
+        ring[told].flags = KVM_DIRTY_GFN_F_RESET;
+    }
+    ASSERT_GE(told, 1U);
+    EXPECT_EQ(ring[told - 1].offset, 3U);
+    EXPECT_LE(told, is_on_kvm() ? 2U : 1U);
+    EXPECT_EQ(call(vm.get(), KVM_RESET_DIRTY_RINGS), static_cast<long>(told));
     EXPECT_EQ(ring[0].flags, 0U);
     ::munmap(at, ring_bytes);
 }
 
 TEST(KvmRun, ADebuggerStepsAndBreaks)
 {
+    if (is_on_kvm() && vmm::test::is_tcg_machine()) {
+        GTEST_SKIP() << "QEMU's SVM does not intercept what a debugger needs";
+    }
     const Guest guest;
     guest.code({0xb0, 0x05, 0xcc, 0x90, 0xf4});  // mov $5, %al; int3; nop; hlt
     kvm_guest_debug debug{};
@@ -224,7 +232,11 @@ TEST(KvmRun, StatisticsAreAFileWithTheNumbersOfTheTime)
         ASSERT_EQ(guest.enter(), 0);
         const Statistics seen{of_vcpu.get()};
         EXPECT_EQ(seen.id, "kvm-" + std::to_string(::getpid()) + "/vcpu-0");
-        EXPECT_EQ(seen.values.at("exits"), exits);
+        if (is_kernel()) {
+            EXPECT_GE(seen.values.at("exits"), exits) << "page faults and interrupts too";
+        } else {
+            EXPECT_EQ(seen.values.at("exits"), exits);
+        }
         EXPECT_EQ(seen.values.at("io_exits"), std::min(exits, 2U));
         EXPECT_EQ(seen.values.at("halt_exits"), exits / 3);
         EXPECT_EQ(seen.sizes.at("halt_wait_hist"), 32U);
@@ -422,11 +434,13 @@ TEST(Descriptors, ADuplicateKeepsTheFileOpen)
     const Descriptor kvm = open_kvm();
     Descriptor vm{call(kvm.get(), KVM_CREATE_VM)};
     const int copy = ::dup(vm.get());
-    FileTable::instance().duplicate(vm.get(), copy);
+    if (!is_kernel()) {
+        FileTable::instance().duplicate(vm.get(), copy);
+        EXPECT_EQ(FileTable::instance().find(copy)->link_name(), "anon_inode:kvm-vm");
+    }
     const Descriptor second{copy};
     vm.reset();
     EXPECT_EQ(call(second.get(), KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY), 1);
-    EXPECT_EQ(FileTable::instance().find(second.get())->link_name(), "anon_inode:kvm-vm");
 }
 
 }  // namespace
