@@ -27,6 +27,7 @@ examples/run.sh [OPTION…] <SCRIPT        feeds standard input, read to its end
   --cpus N         number of virtual CPUs
   --memory SIZE    the guest's memory, e.g. 512M or 2G
   --engine E       auto, soft, …: what runs the guest (build/release/bin/vmm-info lists them)
+  --statistics, --pv +BIT,-BIT…    as vmm-linux --help says
 
 A COMMAND of one word is a line for the guest's shell ("cd /tmp; ls"); several words are a program and its arguments.
 Standard output carries what the guest's command prints, its errors too: there is one serial line.
@@ -42,13 +43,17 @@ command=()
 mode=''
 while [[ $# -gt 0 ]]; do
     case $1 in
-    --cpus | --memory | --engine)
+    --cpus | --memory | --engine | --pv)
         [[ $# -ge 2 ]] || die "$1 needs a value; see --help"
         options+=("$1" "$2")
         shift 2
         ;;
-    --cpus=* | --memory=* | --engine=*)
+    --cpus=* | --memory=* | --engine=* | --pv=*)
         options+=("${1%%=*}" "${1#*=}")
+        shift
+        ;;
+    --statistics)
+        options+=("$1")
         shift
         ;;
     --help | -h)

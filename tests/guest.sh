@@ -47,6 +47,31 @@ boots() {
     done
 }
 
+# counted NAME: the sum over the virtual CPUs of what the last boot has counted so.
+counted() { awk -v name="$1" '$1 == name { sum += $2 } END { print sum + 0 }' "$errors"; }
+
+# counts NAME PROBLEM: reports a check of numbers.
+counts() { report "$1" "$2" "$errors"; }
+
+# KVM's paravirtual features as Linux takes them up: its log, /proc, and what the library has counted.  Interrupts are ended and sent
+# through the registers' page here, where each is an access that is counted.
+paravirtual() {
+    local cpus=$(($(nproc) * 2)) with sent count='sleep 2; echo $(grep -c . /proc/interrupts)' loop
+    expect "Linux takes up KVM's clock, IPIs, TLB flushes and, if they are offered, spinlocks and yields" 0 '5' --cpus 2 --pv +7,+13 -- \
+        'dmesg | grep -cE "kvm-clock: Using msrs|setup PV IPIs|pv remote TLB flush|PV spinlocks enabled|setup PV sched yield"'
+    VMM_APPEND=nox2apic expect "a boot with silent EOI and IPIs by hypercall" 0 '[0-9]+' --cpus 2 --statistics -- "$count"
+    with=$(counted device_mmio_write) sent=$(counted hypercalls)
+    counts "IPIs are sent by hypercall" "$([[ $sent -gt 10 ]] || echo "$sent hypercalls")"
+    VMM_APPEND=nox2apic expect "a boot without" 0 '[0-9]+' --cpus 2 --statistics --pv -6,-11 -- "$count"
+    counts "without IPIs by hypercall there are none" "$([[ $(counted hypercalls) -eq 0 ]] || echo "$(counted hypercalls) hypercalls")"
+    counts "silent EOI spares most writes to the local APIC" \
+        "$([[ $((with * 2)) -lt $(counted device_mmio_write) ]] || echo "$with writes with, $(counted device_mmio_write) without")"
+    loop="j=0; while [ \$j -lt $cpus ]; do (i=0; while [ \$i -lt 20000 ]; do i=\$((i + 1)); done) & j=\$((j + 1)); done; wait"
+    expect "more CPUs than the host has are told that time was stolen from them" 0 'stolen' --cpus "$cpus" -- \
+        "$loop; awk '/^cpu / { print (\$9 > 0 ? \"stolen\" : \"none of \" \$0) }' /proc/stat"
+    expect "and not where that is not offered" 0 '0' --cpus "$cpus" --pv -5 -- "$loop; awk '/^cpu / { print \$9 }' /proc/stat"
+}
+
 checks() {
     expect "uname" 0 'Linux vmm 6\..*x86_64 GNU/Linux' -- uname -a
     expect "a status of 1" 1 '' -- false
@@ -71,6 +96,7 @@ checks() {
     expect "reboot" 0 '' -- 'reboot -f'
     expect "a panic" 125 '(.|\n)*Kernel panic(.|\n)*' -- 'echo c >/proc/sysrq-trigger'
     VMM_APPEND=reboot=t expect "a triple fault" 124 '' -- 'reboot -f'
+    paravirtual
     expect_stdin "standard input" 5 $'one\ntwo' $'echo one\necho two\nexit 5'
 }
 

@@ -97,7 +97,7 @@ Result<std::unique_ptr<Machine>> Machine::create(
     std::unique_ptr<Machine> machine{new Machine{std::move(vm)}};
     VMM_TRY_VOID(machine->add_memory(options.memory_bytes));
     VMM_TRY_VOID(machine->add_devices(options, std::move(console), std::move(on_input_room)));
-    VMM_TRY_VOID(machine->add_vcpus(kvm, options.cpus));
+    VMM_TRY_VOID(machine->add_vcpus(kvm, options));
     VMM_TRY_VOID(machine->load(options, images));
     return machine;
 }
@@ -208,12 +208,18 @@ Result<void> Machine::add_devices(const Options& options,
     return vmm::success;
 }
 
-Result<void> Machine::add_vcpus(const vmm::Kvm& kvm, std::uint32_t count)
+Result<void> Machine::add_vcpus(const vmm::Kvm& kvm, const Options& options)
 {
-    const auto supported = kvm.supported_cpuid();
-    for (std::uint32_t id = 0; id < count; ++id) {
+    auto offer = kvm.supported_cpuid();
+    for (vmm::x86::CpuidEntry& leaf : offer) {
+        constexpr std::uint32_t paravirtual = 0x4000'0001;
+        if (leaf.function == paravirtual) {
+            leaf.eax = (leaf.eax | options.pv_added) & ~options.pv_removed;
+        }
+    }
+    for (std::uint32_t id = 0; id < options.cpus; ++id) {
         VMM_TRY(vmm::Vcpu vcpu, vm_.create_vcpu(id));
-        VMM_TRY_VOID(vcpu.set_cpuid(vmm::x86::cpuid_for_vcpu(supported, id, count)));
+        VMM_TRY_VOID(vcpu.set_cpuid(vmm::x86::cpuid_for_vcpu(offer, id, options.cpus)));
         vcpus_.push_back(std::move(vcpu));
     }
     return vmm::success;

@@ -81,7 +81,7 @@ private:
     vmm::Result<void> add_devices(const Options& options,
                                   std::function<void(std::span<const std::byte>)> console,
                                   std::function<void()> on_input_room);
-    vmm::Result<void> add_vcpus(const vmm::Kvm& kvm, std::uint32_t count);
+    vmm::Result<void> add_vcpus(const vmm::Kvm& kvm, const Options& options);
     vmm::Result<void> load(const Options& options, const Images& images);
     void run_vcpu(vmm::Vcpu& vcpu, const std::function<void(vmm::Vcpu&)>& between);
     [[nodiscard]] std::function<void(bool)> irq_line(std::uint32_t gsi);

@@ -2,6 +2,7 @@
 
 #include "options.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <string_view>
@@ -13,7 +14,7 @@ namespace vmm_linux {
 const char* const usage =
     "usage: vmm-linux --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--cpus N]\n"
     "                 [--engine auto|soft|kvm|svm|vmx] [--lockstep ENGINE,ENGINE] [--statistics]\n"
-    "                 [--no-reboot]\n"
+    "                 [--no-reboot] [--pv +BIT,-BIT,...]\n"
     "\n"
     "Boots a Linux kernel (bzImage, ELF vmlinux or PVH) with its console on this terminal.\n"
     "  --append   kernel command line (default: console=ttyS0)\n"
@@ -24,6 +25,9 @@ const char* const usage =
     "ends it\n"
     "  --statistics  says at the end what each virtual CPU has counted\n"
     "  --no-reboot   a guest that resets ends the program, with status 0\n"
+    "  --pv       KVM's paravirtual features that the guest is offered more (+) or less (-), by "
+    "bit\n"
+    "             of CPUID 0x40000001.EAX: +7 is paravirtual spinlocks, -6 no silent EOI\n"
     "Ctrl-A x quits, Ctrl-A h lists the other keys.\n"
     "\n"
     "Exit status: 0 power-off; what the guest wrote to port 0xf4; 1 it cannot run; 2 wrong usage;\n"
@@ -149,6 +153,26 @@ Result<void> set_lockstep(Options& options, std::string_view value)
     return vmm::success;
 }
 
+/// "+7,-6".
+Result<void> set_pv(Options& options, std::string_view value)
+{
+    constexpr unsigned bits = 32;
+    std::string_view rest = value;
+    while (!rest.empty()) {
+        const std::string_view one = rest.substr(0, rest.find(','));
+        rest.remove_prefix(std::min(rest.size(), one.size() + 1));
+        const bool adds = !one.empty() && one.front() == '+';
+        const auto bit = parse_size(one.substr(one.empty() ? 0 : 1));
+        if ((!adds && (one.empty() || one.front() != '-')) || !bit || *bit >= bits) {
+            return wrong(fmt::format("--pv {}: give bits from 0 to 31, each with + or -, for "
+                                     "example +7,-6",
+                                     value));
+        }
+        (adds ? options.pv_added : options.pv_removed) |= std::uint32_t{1} << *bit;
+    }
+    return vmm::success;
+}
+
 Result<void> set_option(Options& options, std::string_view name, std::string_view value)
 {
     if (name == "--kernel") {
@@ -165,6 +189,8 @@ Result<void> set_option(Options& options, std::string_view name, std::string_vie
         return set_engine(options, value);
     } else if (name == "--lockstep") {
         return set_lockstep(options, value);
+    } else if (name == "--pv") {
+        return set_pv(options, value);
     } else {
         return wrong(fmt::format("{}: there is no such option; try --help", name));
     }
