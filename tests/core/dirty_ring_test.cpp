@@ -2,10 +2,15 @@
 
 // Dirty rings through the public API.
 
+#include <array>
+#include <atomic>
+#include <functional>
 #include <set>
 #include <system_error>
+#include <thread>
 #include <vector>
 
+#include "effort.hpp"
 #include "small_vm.hpp"
 #include "vmm/memory/dirty_ring.hpp"
 
@@ -157,6 +162,75 @@ TEST_P(DirtyRings, MorePagesThanOneRingHoldsAreNotLost)
         }
     } while (vm.small.vm().reset_dirty_rings().value() != 0);
     EXPECT_EQ(pages.size(), 400U);
+}
+
+/// As a migration does it: what was told is copied once it was reset, while two vCPUs write on.
+TEST_P(DirtyRings, ACopyOfWhatIsToldIsTheMemoryInTheEnd)
+{
+    LoggingVm vm{engine()};
+    const unsigned rounds = static_cast<unsigned>(test::effort("VMM_DIRTY_ROUNDS", 20));
+    vm.small.place(0x1000,
+                   {0x66, 0xba, rounds & 0xffU, rounds >> 8U, 0,    0,     // mov $rounds, %edx
+                    0x66, 0xb9, 0x00,           0x00,         0x20, 0x00,  // 2: mov $0x200000, %ecx
+                    0x66, 0x81, 0xe9,           0x00,         0x10, 0x00,
+                    0x00,                                            // 1: sub $0x1000, %ecx
+                    0x64, 0x67, 0x66,           0xff,         0x01,  // incl %fs:(%ecx)
+                    0x66, 0x85, 0xc9,                                // test %ecx, %ecx
+                    0x75, 0xef,                                      // jnz 1b
+                    0x66, 0x4a,                                      // dec %edx
+                    0x75, 0xe5,                                      // jnz 2b
+                    0xf4});                                          // hlt
+    std::array<std::vector<DirtyGfn>, 2> rings{std::vector<DirtyGfn>(DirtyRing::min_entries),
+                                               std::vector<DirtyGfn>(DirtyRing::min_entries)};
+    std::vector<Vcpu> vcpus;
+    for (std::uint32_t id = 0; id < rings.size(); ++id) {
+        vcpus.push_back(vm.small.vcpu(id));
+        vcpus.back().set_dirty_ring(rings.at(id)).value();
+        x86::Sregs sregs = vcpus.back().sregs();
+        sregs.fs.base = logged_at + 4U * id;  // A word of its own in each page.
+        sregs.fs.limit = 0xffff'ffff;
+        vcpus.back().set_sregs(sregs).value();
+    }
+    std::atomic<unsigned> halted{0};
+    const auto run = [&](Vcpu& vcpu) {
+        for (;;) {
+            const Exit exit = vcpu.run().value();
+            if (exit.is<DirtyRingFull>()) {
+                std::this_thread::yield();
+                continue;
+            }
+            EXPECT_TRUE(exit.is<Halt>()) << exit.name();
+            ++halted;
+            return;
+        }
+    };
+    std::thread first{run, std::ref(vcpus[0])};
+    std::thread second{run, std::ref(vcpus[1])};
+
+    std::vector<std::byte> copy(logged_size);
+    std::array<DirtyRingReader, 2> readers{DirtyRingReader{rings[0]}, DirtyRingReader{rings[1]}};
+    for (unsigned quiet = 0; quiet < 2;) {
+        const bool is_over = halted == rings.size();
+        std::set<std::uint64_t> pages;
+        for (DirtyRingReader& reader : readers) {
+            while (const auto page = reader.take()) {
+                pages.insert(page->page);
+            }
+        }
+        const bool was_reset = vm.small.vm().reset_dirty_rings().value() != 0;
+        quiet = is_over && pages.empty() && !was_reset ? quiet + 1 : 0;
+        for (const std::uint64_t page : pages) {
+            ASSERT_TRUE(vm.small.vm().memory().read(Gpa{logged_at + page * 4096},
+                                                    std::span{copy}.subspan(page * 4096, 4096)));
+        }
+    }
+    first.join();
+    second.join();
+    std::vector<std::byte> memory(logged_size);
+    ASSERT_TRUE(vm.small.vm().memory().read(Gpa{logged_at}, std::span{memory}));
+    EXPECT_TRUE(copy == memory);
+    EXPECT_EQ(std::to_integer<unsigned>(memory[0]), rounds & 0xffU);
+    EXPECT_EQ(std::to_integer<unsigned>(memory[logged_size - 4092]), rounds & 0xffU);
 }
 
 TEST_P(DirtyRings, EntriesThatTheCallerForgesHarmNobody)
