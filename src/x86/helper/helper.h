@@ -37,7 +37,6 @@ struct vmm_vm {
 	 */
 	struct rw_semaphore slots_lock; /* slots. */
 	struct list_head slots;
-	u32 slot_count;
 
 	spinlock_t table_lock;	     /* The nested page tables (NPT or EPT), dirty bits, vcpus. */
 	u64 *root;		     /* Nested page tables. */

@@ -53,43 +53,22 @@ static void free_vm(struct kref *references)
 
 /* ---- vCPUs ---- */
 
-/* The vCPU is this thread's until give_back(); or an errno. */
-static int take(struct vmm_vcpu *vcpu)
-{
-	if (current->mm != vcpu->vm->mm)
-		return -EIO;
-	return test_and_set_bit_lock(0, &vcpu->busy) ? -EBUSY : 0;
-}
-
-static void give_back(struct vmm_vcpu *vcpu)
-{
-	clear_bit_unlock(0, &vcpu->busy);
-}
-
 static long run(struct vmm_vcpu *vcpu)
 {
 	struct vmm_vcpu_area *area = vcpu->area;
-	long result = take(vcpu);
+	long result;
 
-	if (result)
-		return result;
-	WRITE_ONCE(area->reason, VMM_REASON_NONE);
 	WRITE_ONCE(area->running, 1);
 	smp_mb(); /* Whoever sets immediate_exit looks at `running` behind it. */
 	result = static_call(vendor_run)(vcpu);
 	WRITE_ONCE(area->running, 0);
-	give_back(vcpu);
 	return result;
 }
 
 static long fetch(struct vmm_vcpu *vcpu)
 {
-	long result = take(vcpu);
-
-	if (result)
-		return result;
 	vmm_vendor->fetch(vcpu);
-	give_back(vcpu);
+	vcpu->area->stored = vcpu->stored & VMM_DIRTY_ALL;
 	return 0;
 }
 
@@ -110,30 +89,33 @@ static noinline long set_cpuid(struct vmm_vcpu *vcpu, void __user *user)
 	if (copy_from_user(&cpuid, user, sizeof(cpuid)))
 		return -EFAULT;
 	cpuid.reason = VMM_REASON_NONE;
-	result = take(vcpu);
-	if (result)
-		return result;
 	result = vmm_set_cpuid(vcpu, &cpuid);
-	give_back(vcpu);
 	return result && copy_to_user(user, &cpuid, sizeof(cpuid)) ? -EFAULT : result;
 }
 
 static long vcpu_ioctl(struct file *file, unsigned int request, unsigned long argument)
 {
-	if (likely(request == VMM_RUN && !argument))
-		return run(file->private_data);
-	if (request == VMM_SET_CPUID)
-		return set_cpuid(file->private_data, (void __user *)argument);
-	if (argument)
+	struct vmm_vcpu *vcpu = file->private_data;
+	long result;
+
+	if (argument && request != VMM_SET_CPUID)
 		return -EINVAL;
-	switch (request) {
-	case VMM_KICK:
-		return kick(file->private_data);
-	case VMM_FETCH:
-		return fetch(file->private_data);
-	default:
-		return -ENOTTY;
-	}
+	if (request == VMM_KICK)
+		return kick(vcpu);
+	if (current->mm != vcpu->vm->mm)
+		return -EIO;
+	if (test_and_set_bit_lock(0, &vcpu->busy))
+		return -EBUSY;
+	if (likely(request == VMM_RUN))
+		result = run(vcpu);
+	else if (request == VMM_FETCH)
+		result = fetch(vcpu);
+	else if (request == VMM_SET_CPUID)
+		result = set_cpuid(vcpu, (void __user *)argument);
+	else
+		result = -ENOTTY;
+	clear_bit_unlock(0, &vcpu->busy);
+	return result;
 }
 
 static vm_fault_t area_fault(struct vm_fault *fault)

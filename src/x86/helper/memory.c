@@ -177,7 +177,6 @@ static int remove_slot(struct vmm_vm *vm, struct vmm_region *region)
 	if (!root)
 		return -ENOMEM;
 	list_del(&slot->link);
-	vm->slot_count--;
 	mmu_interval_notifier_remove(&slot->notifier);
 	spin_lock(&vm->table_lock);
 	swap(vm->root, root);
@@ -244,7 +243,6 @@ static int add_slot(struct vmm_vm *vm, struct vmm_region *region)
 		return error;
 	}
 	list_add(&slot->link, &vm->slots);
-	vm->slot_count++;
 	return 0;
 }
 

@@ -122,18 +122,24 @@ static __always_inline void vmm_end_entry(struct vmm_vcpu *vcpu)
 }
 
 /*
- * VMM_RUN.  load: takes and checks what the caller has changed.  enter: with interrupts off, once into the guest.  handle: true
+ * VMM_RUN.  load: takes and checks the groups that the caller has changed; a reason if they may not be.  enter: with interrupts off, once into the guest.  handle: true
  * if the guest goes on.  store: for the caller to see.
  */
-static __always_inline int vmm_run(struct vmm_vcpu *vcpu, int (*load)(struct vmm_vcpu *), void (*enter)(struct vmm_vcpu *),
-				   bool (*handle)(struct vmm_vcpu *), void (*store)(struct vmm_vcpu *))
+static __always_inline int vmm_run(struct vmm_vcpu *vcpu, u32 (*load)(struct vmm_vcpu *, u32 dirty),
+				   void (*enter)(struct vmm_vcpu *), bool (*handle)(struct vmm_vcpu *),
+				   void (*store)(struct vmm_vcpu *))
 {
-	int error;
+	struct vmm_vcpu_area *area = vcpu->area;
+	u32 dirty = xchg(&area->dirty, 0) | vcpu->refused, reason = load(vcpu, dirty);
+	int error = 0;
 
-	WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_NONE);
-	error = load(vcpu);
-	if (error)
-		return error;
+	WRITE_ONCE(area->exit_kind, VMM_EXIT_NONE);
+	WRITE_ONCE(area->reason, reason);
+	if (unlikely(reason)) {
+		vcpu->refused = dirty; /* They are dirty still. */
+		return -EINVAL;
+	}
+	vcpu->refused = 0;
 	for (;;) {
 		if (likely(vmm_begin_entry(vcpu))) {
 			enter(vcpu);
@@ -142,16 +148,17 @@ static __always_inline int vmm_run(struct vmm_vcpu *vcpu, int (*load)(struct vmm
 				break;
 		} else if (read_thread_flags() & VMM_SIGNALS) {
 			/* A signal, or the kernel wants the thread. */
-			WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_NONE);
+			WRITE_ONCE(area->exit_kind, VMM_EXIT_NONE);
 			error = -EINTR;
 			break;
-		} else if (READ_ONCE(vcpu->area->immediate_exit)) {
-			WRITE_ONCE(vcpu->area->exit_kind, VMM_EXIT_INTERRUPTED);
+		} else if (READ_ONCE(area->immediate_exit)) {
+			WRITE_ONCE(area->exit_kind, VMM_EXIT_INTERRUPTED);
 			break;
 		}
 		cond_resched();
 	}
 	store(vcpu);
+	area->stored = vcpu->stored & VMM_DIRTY_ALL;
 	return error;
 }
 

@@ -214,26 +214,19 @@ static noinline u32 load_groups(struct vmm_vcpu *vcpu, u32 dirty)
 	return reason;
 }
 
-static int load(struct vmm_vcpu *vcpu)
+static u32 load(struct vmm_vcpu *vcpu, u32 dirty)
 {
 	struct vmm_vcpu_area *area = vcpu->area;
 	struct vmcb *vmcb = vcpu->vmcb;
-	/* A refused group is dirty still. */
-	u32 dirty = xchg(&area->dirty, 0) | vcpu->refused, reason = load_events(&vmcb->control, area);
+	u32 reason = load_events(&vmcb->control, area);
 
 	if (unlikely(dirty) && !reason)
 		reason = load_groups(vcpu, dirty);
-	if (unlikely(reason)) {
-		vcpu->refused = dirty;
-		WRITE_ONCE(area->reason, reason);
-		return -EINVAL;
-	}
-	vcpu->refused = 0;
 	vmcb->save.rax = READ_ONCE(area->gpr[0]);
 	vmcb->save.rsp = READ_ONCE(area->gpr[4]);
 	vmcb->save.rip = READ_ONCE(area->rip);
 	vmcb->save.rflags = READ_ONCE(area->rflags);
-	return 0;
+	return reason;
 }
 
 /* ---- And back. ---- */
@@ -290,17 +283,14 @@ static void store(struct vmm_vcpu *vcpu)
 	to->exit_info_1 = control->exit_info_1;
 	to->exit_info_2 = control->exit_info_2;
 	vcpu->stored &= ~LAZY;
-	if (is_small(vcpu, control->exit_code)) {
-		area->stored = vcpu->stored;
+	if (is_small(vcpu, control->exit_code))
 		return;
-	}
 	to->exit_int_info = control->exit_int_info;
 	to->exit_int_info_error = control->exit_int_info_err;
 	to->next_rip = control->next_rip;
 	to->insn_len = control->insn_len;
 	memcpy(to->insn_bytes, control->insn_bytes, sizeof(to->insn_bytes));
 	store_groups(vcpu, LAZY);
-	area->stored = vcpu->stored;
 }
 
 /* ---- One entry.  Interrupts are off. ---- */
@@ -508,7 +498,6 @@ int vmm_svm_run(struct vmm_vcpu *vcpu)
 static void fetch(struct vmm_vcpu *vcpu)
 {
 	store_groups(vcpu, LAZY);
-	vcpu->area->stored = vcpu->stored;
 }
 
 /* ---- vCPUs ---- */

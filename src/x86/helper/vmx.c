@@ -17,6 +17,7 @@
 #include <linux/moduleparam.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
+#include <asm/cpu_entry_area.h>
 #include <asm/desc.h>
 #include <asm/io.h>
 #include <asm/perf_event.h>
@@ -38,7 +39,6 @@ struct vmx_vcpu {
 	bool launched_once; /* The VMCS has what never changes. */
 	struct vmm_vmx in;  /* Checked copies of what the caller wants. */
 	u32 dirty;	    /* Groups that the VMCS is to be told. */
-	u32 stored;	    /* Groups that the area has as the VMCS has them. */
 	u64 rip, rsp, rflags, tsc_offset;
 	bool flush;	    /* The guest's translations are to be forgotten. */
 	u64 root;	    /* EPT's, when they last were. */
@@ -350,23 +350,17 @@ static noinline u32 load_groups(struct vmm_vcpu *vcpu, u32 dirty)
 	return VMM_REASON_NONE;
 }
 
-static int load(struct vmm_vcpu *vcpu)
+static u32 load(struct vmm_vcpu *vcpu, u32 dirty)
 {
 	struct vmm_vcpu_area *area = vcpu->area;
 	struct vmx_vcpu *v = vcpu->vmx;
-	/* A refused group is dirty still. */
-	u32 dirty = xchg(&area->dirty, 0) | vcpu->refused;
 	u32 event = READ_ONCE(area->vmx.event_inj), interruptibility = READ_ONCE(area->vmx.interruptibility);
 	u32 reason = check_event(event, interruptibility);
 
 	if (unlikely(dirty) && !reason)
 		reason = load_groups(vcpu, dirty);
-	if (unlikely(reason)) {
-		vcpu->refused = dirty;
-		WRITE_ONCE(area->reason, reason);
-		return -EINVAL;
-	}
-	vcpu->refused = 0;
+	if (unlikely(reason))
+		return reason;
 	v->event = event & INTR_INFO_VALID_MASK ? event : 0;
 	v->event_error = READ_ONCE(area->vmx.event_inj_error);
 	v->in.interruptibility = interruptibility;
@@ -374,8 +368,8 @@ static int load(struct vmm_vcpu *vcpu)
 	v->rsp = READ_ONCE(area->gpr[4]);
 	v->rflags = READ_ONCE(area->rflags);
 	v->dirty |= dirty | REGISTERS;
-	v->stored |= dirty | REGISTERS;
-	return 0;
+	vcpu->stored |= dirty | REGISTERS;
+	return VMM_REASON_NONE;
 }
 
 /* ---- The VMCS.  It is current. ---- */
@@ -478,13 +472,6 @@ static void write_registers(struct vmx_vcpu *v)
 	vmwrite(GUEST_INTERRUPTIBILITY_INFO, v->in.interruptibility);
 }
 
-static void write_msrs(const struct vmm_vmx *in)
-{
-	vmwrite(GUEST_SYSENTER_CS, in->sysenter_cs);
-	vmwrite(GUEST_SYSENTER_ESP, in->sysenter_esp);
-	vmwrite(GUEST_SYSENTER_EIP, in->sysenter_eip);
-}
-
 /* What stays as it is for the life of a VMCS, or until it is run on another CPU. */
 static void write_constants(struct vmm_vcpu *vcpu)
 {
@@ -511,13 +498,6 @@ static void write_constants(struct vmm_vcpu *vcpu)
 	vmwrite(HOST_RIP, (unsigned long)vmm_vmx_exit);
 }
 
-static u64 tss_base(const struct desc_ptr *gdt, u16 selector)
-{
-	const struct ldttss_desc *tss = (const void *)(gdt->address + (selector & ~7u));
-
-	return (u64)tss->base3 << 32 | get_desc_base((const struct desc_struct *)tss);
-}
-
 static void write_host_of_cpu(const struct desc_ptr *gdt, const struct desc_ptr *idt)
 {
 	static const struct {
@@ -528,12 +508,10 @@ static void write_host_of_cpu(const struct desc_ptr *gdt, const struct desc_ptr 
 		     { HOST_IA32_SYSENTER_EIP, MSR_IA32_SYSENTER_EIP },
 		     { HOST_IA32_EFER, MSR_EFER } };
 	u64 value;
-	u16 tr;
 	int i;
 
-	store_tr(tr);
-	vmwrite(HOST_TR_SELECTOR, tr);
-	vmwrite(HOST_TR_BASE, tss_base(gdt, tr));
+	vmwrite(HOST_TR_SELECTOR, GDT_ENTRY_TSS * 8);
+	vmwrite(HOST_TR_BASE, (u64)&get_cpu_entry_area(raw_smp_processor_id())->tss.x86_tss);
 	vmwrite(HOST_GDTR_BASE, gdt->address);
 	vmwrite(HOST_IDTR_BASE, idt->address);
 	for (i = 0; i < ARRAY_SIZE(msrs); i++) {
@@ -600,8 +578,11 @@ static void write_vmcs(struct vmm_vcpu *vcpu, u64 fs_base, const struct desc_ptr
 		write_system(&v->in);
 	if (v->dirty & VMM_DIRTY_DEBUG)
 		vmwrite(GUEST_DR7, v->in.dr7);
-	if (v->dirty & VMM_DIRTY_MSRS)
-		write_msrs(&v->in);
+	if (v->dirty & VMM_DIRTY_MSRS) {
+		vmwrite(GUEST_SYSENTER_CS, v->in.sysenter_cs);
+		vmwrite(GUEST_SYSENTER_ESP, v->in.sysenter_esp);
+		vmwrite(GUEST_SYSENTER_EIP, v->in.sysenter_eip);
+	}
 	v->dirty = 0;
 	if (v->event | v->injected) {
 		vmwrite(VM_ENTRY_INTR_INFO_FIELD, v->event);
@@ -630,16 +611,14 @@ static void store_registers(struct vmm_vcpu *vcpu)
 /* What the area has not yet, of these groups. */
 static void store_groups(struct vmm_vcpu *vcpu, u32 groups)
 {
-	struct vmx_vcpu *v = vcpu->vmx;
-
-	groups &= ~v->stored;
+	groups &= ~vcpu->stored;
 	if (groups & REGISTERS)
 		store_registers(vcpu);
 	if (groups & VMM_DIRTY_SEGMENTS)
 		read_segments(&vcpu->area->vmx);
 	if (groups & VMM_DIRTY_SYSTEM)
-		read_system(&vcpu->area->vmx, v->in.efer);
-	v->stored |= groups;
+		read_system(&vcpu->area->vmx, vcpu->vmx->in.efer);
+	vcpu->stored |= groups;
 }
 
 /* The event whose delivery the exit came into the middle of is delivered again. */
@@ -672,7 +651,7 @@ static void read_exit(struct vmm_vcpu *vcpu)
 	struct vmm_vmx *to = &vcpu->area->vmx;
 	u32 groups = REGISTERS;
 
-	v->stored &= ~(REGISTERS | LAZY);
+	vcpu->stored &= ~(REGISTERS | LAZY);
 	v->reason = vmread(VM_EXIT_REASON);
 	v->qualification = vmread(EXIT_QUALIFICATION);
 	v->exit_event = 0;
@@ -890,7 +869,7 @@ static void fetch_groups(struct vmm_vcpu *vcpu, u32 groups)
 	struct vmx_vcpu *v = vcpu->vmx;
 	struct ownership own;
 
-	if (!(groups & ~v->stored))
+	if (!(groups & ~vcpu->stored))
 		return;
 	local_irq_disable();
 	if (own_vmx(v, &own)) {
@@ -931,9 +910,8 @@ static bool handle(struct vmm_vcpu *vcpu)
 
 static void store(struct vmm_vcpu *vcpu)
 {
-	struct vmm_vcpu_area *area = vcpu->area;
 	struct vmx_vcpu *v = vcpu->vmx;
-	struct vmm_vmx *to = &area->vmx;
+	struct vmm_vmx *to = &vcpu->area->vmx;
 
 	fetch_groups(vcpu, REGISTERS);
 	to->exit_reason = v->reason;
@@ -944,7 +922,6 @@ static void store(struct vmm_vcpu *vcpu)
 	to->event_inj_error = v->event_error;
 	to->cr2 = v->cr2;
 	to->kernel_gs_base = v->kernel_gs_base;
-	area->stored = v->stored & VMM_DIRTY_ALL;
 }
 
 static int run(struct vmm_vcpu *vcpu)
@@ -954,10 +931,7 @@ static int run(struct vmm_vcpu *vcpu)
 
 static void fetch(struct vmm_vcpu *vcpu)
 {
-	struct vmx_vcpu *v = vcpu->vmx;
-
 	fetch_groups(vcpu, LAZY);
-	vcpu->area->stored = v->stored & VMM_DIRTY_ALL;
 }
 
 /* ---- vCPUs ---- */
@@ -974,7 +948,7 @@ static int create_vcpu(struct vmm_vcpu *vcpu)
 		return -ENOMEM;
 	*(u32 *)v->vmcs = vmx_basic_vmcs_revision_id(config.basic);
 	v->root = NO_VMCS;
-	v->stored = VMM_DIRTY_ALL | REGISTERS;
+	vcpu->stored |= REGISTERS;
 	v->in.dr7 = 0x400;
 	return 0;
 }
