@@ -45,7 +45,7 @@ if [[ $wanted == quick ]]; then
         "/vmm/vmm-info | grep -E '^svm +usable' && /vmm/vmm-hello | grep Hello || exit 1
 /vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*svm' || exit 1
 VMM_HELPER_CALLS=${VMM_HELPER_CALLS:-2000} VMM_HELPER_KILLS=${VMM_HELPER_KILLS:-3} /vmm/vmm_helper_tests --gtest_brief=1 || exit 1
-[ \"\$(echo \$($(linux svm 1)))\" = '1 Linux' ] && rmmod vmm_helper && echo all of it"
+[ \"\$(echo \$($(linux svm 2)))\" = '2 Linux' ] && rmmod vmm_helper && echo all of it"
     finish
     exit
 fi
