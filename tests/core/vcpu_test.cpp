@@ -598,6 +598,40 @@ TEST_P(VcpuTest, StateOfEveryKindGoesInAndComesOutOfTheGuest)
     EXPECT_EQ(vcpu.msr(0xc000'0082).value(), 0x5678U);
 }
 
+TEST_P(VcpuTest, AMoveFromMmioLeavesTheRestOfTheStateAsItIs)
+{
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this KVM's emulator knows no SSE";
+    }
+    SmallVm small{engine()};
+    // movaps %xmm1, %xmm2; mov %fs:0, %ax; movaps %xmm2, %xmm3; movups %xmm3, %fs:0
+    small.place(SmallVm::code_at, {0x0f, 0x28, 0xd1, 0x64, 0xa1, 0x00, 0x00, 0x0f, 0x28, 0xda, 0x64,
+                                   0x0f, 0x11, 0x1e, 0x00, 0x00});
+    Vcpu vcpu = small.vcpu();
+    x86::Sregs sregs = vcpu.sregs();
+    sregs.cr4 |= 1U << 9U;  // OSFXSR
+    sregs.fs.base = 0x1000'0000;
+    ASSERT_TRUE(vcpu.set_sregs(sregs).has_value());
+    x86::Fpu fpu = vcpu.fpu();
+    fpu.xmm[1][3] = 0x42;
+    vcpu.set_fpu(fpu);
+    ASSERT_TRUE(vcpu.set_msr(0xc000'0082, 0x5678).has_value());
+    const Exit read = vcpu.run().value();
+    ASSERT_TRUE(read.is<MmioRead>());
+    read.get_if<MmioRead>()->data[0] = std::byte{0x17};
+    EXPECT_EQ(vcpu.fpu().xmm[2][3], 0x42U);
+    // What the VMM changes meanwhile counts too.
+    fpu = vcpu.fpu();
+    fpu.xmm[2][4] = 0x43;
+    vcpu.set_fpu(fpu);
+    const Exit write = vcpu.run().value();
+    ASSERT_TRUE(write.is<MmioWrite>());
+    EXPECT_EQ(write.get_if<MmioWrite>()->data[3], std::byte{0x42});
+    EXPECT_EQ(write.get_if<MmioWrite>()->data[4], std::byte{0x43});
+    EXPECT_EQ(vcpu.regs().rax & 0xffU, 0x17U);
+    EXPECT_EQ(vcpu.msr(0xc000'0082).value(), 0x5678U);
+}
+
 TEST_P(VcpuTest, KicksFromManyThreadsLeaveNoSignalBehind)
 {
     SmallVm small{engine()};

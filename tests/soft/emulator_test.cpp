@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include <array>
+
 #include <gtest/gtest.h>
 
 #include "soft/guest_harness.hpp"
@@ -96,6 +98,68 @@ TEST_F(EmulatorTest, ShowsEachAccessOfAnInstructionInTurn)
     EXPECT_EQ(exit->data[0], std::byte{0x77});
     EXPECT_EQ(emulator->complete(), nullptr);
     EXPECT_EQ(cpu.rip, code + 1);
+}
+
+TEST_F(EmulatorTest, AMoveThatIsAskedForIsExecuted)
+{
+    place(code, {0xa0, 0x00, 0x00});  // mov 0, %al
+    cpu.seg[Ds].base = 0x10'0000;
+    emulator->state_changed();
+    const Emulator::MoveStep step = emulator->step_move();
+    EXPECT_TRUE(step.is_move);
+    EXPECT_FALSE(step.faulted);
+    EXPECT_FALSE(step.repeats);
+    ASSERT_NE(step.exit, nullptr);
+    ASSERT_EQ(step.exit->reason, Reason::MmioRead);
+    step.exit->data[0] = std::byte{0x5a};
+    EXPECT_EQ(emulator->complete(), nullptr);
+    EXPECT_EQ(cpu.gpr[Rax], 0x5aU);
+    EXPECT_EQ(cpu.rip, code + 3);
+}
+
+TEST_F(EmulatorTest, WhatIsNoPlainMoveIsNotExecutedAsOne)
+{
+    for (const auto& bytes : {std::array{0x40, 0x90, 0x90},     // inc %ax
+                              std::array{0x8e, 0xd0, 0x90},     // mov %ax, %ss
+                              std::array{0x0f, 0x20, 0xc0},     // mov %cr0, %eax
+                              std::array{0x0f, 0x10, 0x07}}) {  // movups (%bx), %xmm0
+        place(code, {static_cast<unsigned>(bytes[0]), static_cast<unsigned>(bytes[1]),
+                     static_cast<unsigned>(bytes[2])});
+        const CpuState before = cpu;
+        const Emulator::MoveStep step = emulator->step_move();
+        EXPECT_FALSE(step.is_move);
+        EXPECT_EQ(step.exit, nullptr);
+        EXPECT_EQ(cpu.rip, before.rip);
+        EXPECT_EQ(cpu.gpr[Rax], before.gpr[Rax]);
+        EXPECT_EQ(cpu.seg[Ss].selector, before.seg[Ss].selector);
+    }
+}
+
+TEST_F(EmulatorTest, AMoveSaysThatItHasFaulted)
+{
+    place(13 * 4, {0x00, 0x30, 0x00, 0x00});
+    place(code, {0xa1, 0xff, 0xff});  // mov 0xffff, %ax: beyond the limit
+    const Emulator::MoveStep step = emulator->step_move();
+    EXPECT_TRUE(step.is_move);
+    EXPECT_TRUE(step.faulted);
+    EXPECT_EQ(step.exit, nullptr);
+    EXPECT_EQ(cpu.rip, 0x3000U);
+}
+
+TEST_F(EmulatorTest, AMoveSaysThatItIsExecutedOnceMore)
+{
+    place(0xf'ffff, {0x12});
+    place(code, {0xa1, 0x00, 0x00});  // mov 0, %ax: half of it in memory
+    cpu.seg[Ds].base = 0xf'ffff;
+    emulator->state_changed();
+    const Emulator::MoveStep step = emulator->step_move();
+    EXPECT_TRUE(step.is_move);
+    EXPECT_TRUE(step.repeats);
+    ASSERT_NE(step.exit, nullptr);
+    ASSERT_EQ(step.exit->reason, Reason::MmioRead);
+    step.exit->data[0] = std::byte{0x34};
+    EXPECT_EQ(emulator->complete(), nullptr);
+    EXPECT_EQ(cpu.gpr[Rax], 0x3412U);
 }
 
 TEST_F(EmulatorTest, DeliversWhatWaitsInsteadOfAnInstruction)

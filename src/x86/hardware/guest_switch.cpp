@@ -95,18 +95,15 @@ int run_guest(int vcpu, FpuImage& fpu) noexcept
         "st(7)", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",   \
         "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
     if (components != 0) {
+        // The system call keeps RDX, which is 0.
         register std::uint64_t mask asm("r12") = components;
-        register long request asm("r13") = VMM_RUN;
-        asm volatile("mov %%rax, %%r14\n\t"
-                     "mov %%r12d, %%eax\n\t"
+        asm volatile("mov %%r12d, %%eax\n\t"
                      "xor %%edx, %%edx\n\t"
                      "xrstor64 (%%rbx)\n\t"
-                     "mov %%r14, %%rax\n\t"
-                     "mov %%r13, %%rsi\n\t"
+                     "mov %[ioctl], %%eax\n\t"
                      "syscall\n\t"
                      "mov %%rax, %%r14\n\t"
                      "mov %%r12d, %%eax\n\t"
-                     "xor %%edx, %%edx\n\t"
                      "xsave64 (%%rbx)\n\t"
                      "mov %%r14, %%rax\n\t"
                      "fninit\n\t"
@@ -115,8 +112,9 @@ int run_guest(int vcpu, FpuImage& fpu) noexcept
                      "vzeroupper\n\t"
                      "1:"
                      : "+a"(result)
-                     : "D"(static_cast<long>(vcpu)), "b"(&fpu), "r"(mask), "r"(request)
-                     : VMM_GUEST_CLOBBERS, "rdx", "rsi", "r14");
+                     : "D"(static_cast<long>(vcpu)), "S"(static_cast<long>(VMM_RUN)), "b"(&fpu),
+                       "r"(mask), [ioctl] "i"(SYS_ioctl)
+                     : VMM_GUEST_CLOBBERS, "rdx", "r14");
     } else {
         asm volatile("fxrstor64 (%%rbx)\n\t"
                      "xor %%edx, %%edx\n\t"

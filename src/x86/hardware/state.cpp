@@ -79,6 +79,9 @@ CpuState& HardwareVcpu::fetch_state(StateGroup wanted) noexcept
     if (has(missing, StateGroup::Registers)) {
         load_registers();
     }
+    if (missing == StateGroup::Registers) [[likely]] {
+        return state_;
+    }
     if (has(missing, StateGroup::Segments)) {
         load_segments();
     }

@@ -174,9 +174,19 @@ const EngineExit* HardwareVcpu::open_window() noexcept
     return nullptr;
 }
 
+/// Where the entry is no plain one.
+const EngineExit* HardwareVcpu::go_on() noexcept
+{
+    if (const EngineExit* const exit = open_window()) {
+        return exit;
+    }
+    return must_emulate() ? emulate() : run_hardware();
+}
+
 const EngineExit& HardwareVcpu::enter() noexcept
 {
-    if (std::exchange(exit_left_, false)) {
+    if (exit_left_) {
+        exit_left_ = false;
         return *left_;
     }
     // The rest of an instruction comes first.
@@ -205,11 +215,7 @@ const EngineExit& HardwareVcpu::enter() noexcept
             return emulator_->enter();
         }
         static_cast<void>(state(StateGroup::Registers));
-        const EngineExit* exit = is_plain() ? nullptr : open_window();
-        if (exit == nullptr) {
-            exit = !is_plain() && must_emulate() ? emulate() : run_hardware();
-        }
-        if (exit != nullptr) {
+        if (const EngineExit* const exit = is_plain() ? run_hardware() : go_on()) {
             return *exit;
         }
     }
@@ -233,14 +239,18 @@ void HardwareVcpu::move_past_instruction(std::uint64_t next) noexcept
     moved_ = true;
 }
 
+/// By the guest itself.  DR7 is changed by the emulator alone: a guest's access is intercepted, and
+/// so is #DB.
+bool HardwareVcpu::is_watched() const noexcept
+{
+    return (state_.rflags & Rflags::TF.mask) != 0 || (state_.dr7 & Dr7::enables.mask) != 0;
+}
+
 /// IN and OUT, the most frequent exits, without the emulator.  The CPU has checked the permission.
-const EngineExit* HardwareVcpu::handle_port(PortAccess access) noexcept
+const EngineExit* HardwareVcpu::handle_port(const PortAccess& access) noexcept
 {
     const CpuState& cpu = state(StateGroup::Registers);
-    // DR7 is changed by the emulator alone: a guest's access is intercepted, and so is #DB.
-    const bool is_watched =
-        (cpu.rflags & Rflags::TF.mask) != 0 || (cpu.dr7 & Dr7::enables.mask) != 0;
-    if (is_watched || access.size == 0 || access.size > port_data_.size()) {
+    if (is_watched() || access.size == 0 || access.size > port_data_.size()) {
         return emulate();
     }
     const Port port{access.port};
@@ -313,6 +323,30 @@ const EngineExit* HardwareVcpu::emulate() noexcept
     const EngineExit* const exit = emulator_->step();
     emulation_waits_ = exit != nullptr;
     return exit;
+}
+
+const EngineExit* HardwareVcpu::emulate_access() noexcept
+{
+    static_cast<void>(state(StateGroup::Registers | StateGroup::Segments));
+    if (is_watched() || state_.inject || state_.pending_debug != 0) {
+        return emulate();
+    }
+    const soft::Emulator::MoveStep step = emulator_->step_move();
+    if (!step.is_move) {
+        return emulate();
+    }
+    ++emulated_;
+    changed_ = changed_ | StateGroup::Registers;
+    if (step.faulted) {
+        changed_ = changed_ | StateGroup::Segments;
+    }
+    if (step.repeats) {
+        static_cast<void>(state(StateGroup::All));
+        changed_ = StateGroup::All;
+        may_change_cpuid_ = true;
+    }
+    emulation_waits_ = step.exit != nullptr;
+    return step.exit;
 }
 
 void HardwareVcpu::store() noexcept

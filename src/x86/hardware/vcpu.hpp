@@ -96,10 +96,13 @@ protected:
 
     // --- What they have in common.
     /// Not of string instructions.
-    const EngineExit* handle_port(PortAccess access) noexcept;
+    const EngineExit* handle_port(const PortAccess& access) noexcept;
     /// CPUID, of which `next_rip` is behind it.
     const EngineExit* handle_cpuid(std::uint64_t next_rip) noexcept;
     const EngineExit* emulate() noexcept;
+    /// As `emulate()`, of an instruction that has met memory which the helper has not: most are
+    /// MOVs, for which little of the state must come and go.
+    const EngineExit* emulate_access() noexcept;
     const EngineExit* reflect(Event event) noexcept;
     const EngineExit& leave(EngineExit::Reason reason) noexcept;
     const EngineExit* fail_entry(std::uint64_t reason) noexcept;
@@ -142,8 +145,10 @@ private:
     void move_past_instruction(std::uint64_t next) noexcept;
     [[nodiscard]] bool take_request() noexcept;
     [[nodiscard]] bool is_plain() const noexcept;
+    [[nodiscard]] bool is_watched() const noexcept;
     [[nodiscard]] bool must_emulate() const noexcept;
     [[nodiscard]] const EngineExit* open_window() noexcept;
+    [[nodiscard]] const EngineExit* go_on() noexcept;
 
     EventWords words_;
     FpuImage fpu_;

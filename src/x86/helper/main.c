@@ -98,9 +98,9 @@ static long vcpu_ioctl(struct file *file, unsigned int request, unsigned long ar
 	struct vmm_vcpu *vcpu = file->private_data;
 	long result;
 
-	if (argument && request != VMM_SET_CPUID)
+	if (unlikely(argument && request != VMM_SET_CPUID))
 		return -EINVAL;
-	if (request == VMM_KICK)
+	if (unlikely(request == VMM_KICK))
 		return kick(vcpu);
 	if (current->mm != vcpu->vm->mm)
 		return -EIO;

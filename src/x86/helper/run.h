@@ -133,7 +133,6 @@ static __always_inline int vmm_run(struct vmm_vcpu *vcpu, u32 (*load)(struct vmm
 	u32 dirty = xchg(&area->dirty, 0) | vcpu->refused, reason = load(vcpu, dirty);
 	int error = 0;
 
-	WRITE_ONCE(area->exit_kind, VMM_EXIT_NONE);
 	WRITE_ONCE(area->reason, reason);
 	if (unlikely(reason)) {
 		vcpu->refused = dirty; /* They are dirty still. */

@@ -104,14 +104,20 @@ void Cpu::state_changed() noexcept
 {
     const bool was_in_guest = in_guest.load(std::memory_order_relaxed);
     vm.enter_guest(*this);
-    flush_tlb_all(*this);
+    forget_pages(*this);
+    translations_changed();
+    if (!was_in_guest) {
+        vm.leave_guest(*this);
+    }
+}
+
+void Cpu::translations_changed() noexcept
+{
+    flush_translations(*this);
     mode_changed();
     const bool pae = Cr0{cr0}.get(Cr0::PG) && Cr4{cr4}.get(Cr4::PAE) && !long_mode();
     if (pae && !load_pdptes(*this, cr3)) {
         pdptes = {};  // A state that no processor can be in: all of memory faults.
-    }
-    if (!was_in_guest) {
-        vm.leave_guest(*this);
     }
 }
 

@@ -331,6 +331,9 @@ struct Cpu : CpuState {
     void mode_changed() noexcept;
     /// The core changed any of the state: recomputes and drops all that is derived from it.
     void state_changed() noexcept;
+    /// The same where it may have changed anything but whether the guest is in system-management
+    /// mode.  The vCPU is in the guest.
+    void translations_changed() noexcept;
 };
 
 }  // namespace vmm::x86::soft

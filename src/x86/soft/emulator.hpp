@@ -28,6 +28,18 @@ public:
     /// Call `state_changed()` before where the state was changed.
     virtual const EngineExit* step() noexcept = 0;
 
+    /// What `step_move()` has done.
+    struct MoveStep {
+        bool is_move{};  ///< Else nothing: `step()` is to be called.
+        bool faulted{};  ///< The fault is delivered: segments have changed too.
+        bool repeats{};  ///< `complete()` may need, and change, all of the state.
+        const EngineExit* exit{};
+    };
+    /// As `step()`, if the instruction is a MOV between general registers and memory (or MOVZX,
+    /// MOVSX) and nothing is to be delivered before it.  Of the state it needs registers and
+    /// segments, and changes registers.
+    virtual MoveStep step_move() noexcept = 0;
+
     /// Completes the access that the last exit left waiting, if one did, and nothing else.  Null:
     /// done; otherwise the instruction's next exit.
     virtual const EngineExit* complete() noexcept = 0;

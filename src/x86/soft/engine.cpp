@@ -90,13 +90,18 @@ public:
 
     const EngineExit* step() noexcept override
     {
-        // What else runs this guest changes code and page tables without a word: no translation is
-        // kept, and with the next one of a page its code is compared with what was decoded.
-        cpu_.state_changed();
-        start();
+        begin_step();
         const bool done = loop_.run_one();
         stop();
         return done ? nullptr : &cpu_.exit;
+    }
+
+    MoveStep step_move() noexcept override
+    {
+        begin_step();
+        const RunLoop::Move move = loop_.run_move();
+        stop();
+        return {move.is_one, move.faulted, move.repeats, move.done ? nullptr : &cpu_.exit};
     }
 
     const EngineExit* complete() noexcept override
@@ -170,6 +175,14 @@ private:
         cpu_.set_arithmetic_flags(cpu_.rflags);
         cpu_.gpr[zero_slot / 8] = 0;
         cpu_.gpr[carry_slot / 8] = std::uint64_t{1} << 32U;
+    }
+
+    /// What else runs this guest changes code and page tables without a word: no translation is
+    /// kept, and with the next one of a page its code is compared with what was decoded.
+    void begin_step() noexcept
+    {
+        start();
+        cpu_.translations_changed();
     }
 
     void stop() noexcept

@@ -149,6 +149,7 @@ const Op* extend_memory(Cpu& cpu, const Op* op)
 template <typename From>
 Handler select_extend(const Insn& insn, Op& op)
 {
+    op.plain_move = true;
     op.reg = static_cast<std::uint8_t>(insn.reg * 8U);
     if (sizeof(From) == 1) {
         op.rm = byte_slot(insn, insn.rm);
@@ -319,6 +320,7 @@ const Op* pause(Cpu& cpu, const Op* op)
 
 Handler select_mov(const Insn& insn, Op& op)
 {
+    op.plain_move = true;
     const unsigned size = width(insn);
     if (size == 1) {
         use_byte_registers(insn, op);
@@ -343,6 +345,7 @@ Handler select_mov(const Insn& insn, Op& op)
 
 Handler select_mov_immediate(const Insn& insn, Op& op)
 {
+    op.plain_move = true;
     const unsigned size = width(insn);
     if (size == 1) {
         use_byte_registers(insn, op);
@@ -358,6 +361,7 @@ Handler select_mov_immediate(const Insn& insn, Op& op)
 
 Handler select_mov_accumulator(const Insn& insn, Op& op)
 {
+    op.plain_move = true;
     op.immediate = static_cast<std::uint64_t>(insn.displacement);
     return by_any_size(width(insn), [&](auto type) -> Handler {
         using T = typename decltype(type)::type;

@@ -124,8 +124,11 @@ struct CodePage {
 /// Throws the fault of an instruction fetch (#PF, #GP) where there is one.
 [[nodiscard]] CodePage fetch_page(Cpu& cpu, std::uint64_t linear);
 
-/// Of all address spaces; and global pages, or not.
+/// Of all address spaces; and global pages, or not.  The first also has where physical pages lie
+/// looked up anew, which `forget_pages` does alone, and `flush_translations` does not.
 void flush_tlb_all(Cpu& cpu) noexcept;
+void forget_pages(Cpu& cpu) noexcept;
+void flush_translations(Cpu& cpu) noexcept;
 /// Of all address spaces: code that is reached next is compared with memory first.
 void flush_fetch_tlb(Cpu& cpu) noexcept;
 void flush_tlb_non_global(Cpu& cpu) noexcept;

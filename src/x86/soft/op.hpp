@@ -54,6 +54,9 @@ struct Op {
     bool repne{};
     bool lock{};
     std::uint8_t extra{};  ///< Belongs to the handler.
+    /// A MOV between general registers and memory: of all other state it needs no more than the
+    /// segments, and changes none.
+    bool plain_move{};
 
     [[nodiscard]] std::uint16_t next_offset() const noexcept
     {

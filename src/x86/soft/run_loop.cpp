@@ -242,8 +242,8 @@ void RunLoop::execute(Block& block)
     }
 }
 
-/// One block, or one instruction.  False: an exit is due.
-bool RunLoop::step(bool single)
+/// One block, or one instruction, if it is a plain move or may be another.  False: an exit is due.
+bool RunLoop::step(bool single, bool only_move)
 {
     try {
         if ((cpu_.breakpoint_control() & 0xffU) != 0) [[unlikely]] {
@@ -258,6 +258,10 @@ bool RunLoop::step(bool single)
         if (block == nullptr) {
             exit_with(EngineExit::Reason::InternalError);  // Code outside of memory.
             return false;
+        }
+        if (only_move && !block->ops()->plain_move) {
+            is_other_ = true;
+            return true;
         }
         execute(*block);
         if (cpu_.page_fault.pending) {
@@ -358,6 +362,20 @@ bool RunLoop::run_one()
     cpu_.chain.floor = stack_pointer_now() - max_stack;
     cpu_.blocks->collect(cpu_);
     return step(true);
+}
+
+RunLoop::Move RunLoop::run_move()
+{
+    if ((cpu_.requests.load(std::memory_order_seq_cst) & ~request::exit) != 0) {
+        cpu_.vm.take_requests(cpu_);
+    }
+    cpu_.chain.floor = stack_pointer_now() - max_stack;
+    cpu_.blocks->collect(cpu_);
+    is_other_ = false;
+    const std::uint64_t faults = cpu_.counters.faults.value();
+    const bool done = step(true, true);
+    const bool repeats = cpu_.mmio.waiting && cpu_.mmio.moved.take == nullptr;
+    return {!is_other_, cpu_.counters.faults.value() != faults, repeats, done};
 }
 
 void RunLoop::run()

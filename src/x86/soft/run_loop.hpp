@@ -26,6 +26,15 @@ public:
     /// Delivers what waits to be delivered, or else executes one instruction; heeds neither windows
     /// nor `request::exit`.  False: there is an exit, which is in `cpu.exit`.
     [[nodiscard]] bool run_one();
+    /// What became of an instruction that was to be a plain move (`Op::plain_move`).
+    struct Move {
+        bool is_one{};   ///< Else nothing has been done.
+        bool faulted{};  ///< The fault is delivered.
+        bool repeats{};  ///< It is executed once more to be completed.
+        bool done{};     ///< Else there is an exit, which is in `cpu.exit`.
+    };
+    /// Executes the instruction at RIP if it is a plain move.  There is nothing to be delivered.
+    [[nodiscard]] Move run_move();
     /// Completes what the last exit left pending, and nothing else.  False: there is another exit.
     [[nodiscard]] bool complete();
 
@@ -44,7 +53,7 @@ private:
     [[nodiscard]] bool deliver_pending();
     [[nodiscard]] bool deliver_debug_trap();
     void leave_for_debugger(std::uint64_t dr6_bits) noexcept;
-    [[nodiscard]] bool step(bool single);
+    [[nodiscard]] bool step(bool single, bool only_move = false);
     void execute(Block& block);
     void fault(const Fault& raised, bool restore_rip);
     void unfinished() noexcept;
@@ -55,6 +64,7 @@ private:
     std::uint64_t pending_rip_{};  ///< Of the instruction that waits for the caller.
     bool msr_pending_{};
     bool executing_{};
+    bool is_other_{};  ///< `step()` was to execute a plain move only, and there is none.
     bool stepping_{};  ///< TF was set before the instruction, or a debugger steps.
     bool had_sti_shadow_{};
     bool had_mov_ss_shadow_{};

@@ -108,13 +108,23 @@ void fill_tlb(Cpu& cpu,
 
 void flush_tlb_all(Cpu& cpu) noexcept
 {
+    forget_pages(cpu);
+    flush_translations(cpu);
+}
+
+void forget_pages(Cpu& cpu) noexcept
+{
+    for (PhysicalPageCache::Entry& entry : cpu.page_cache.entries) {
+        entry.gfn = PhysicalPageCache::invalid;
+    }
+}
+
+void flush_translations(Cpu& cpu) noexcept
+{
     for (Tlb& tlb : cpu.tlbs) {
         for_each_entry(
             tlb, [&](std::size_t word) { return tlb.used[word]; },
             [&](std::size_t index) { drop(tlb, index); });
-    }
-    for (PhysicalPageCache::Entry& entry : cpu.page_cache.entries) {
-        entry.gfn = PhysicalPageCache::invalid;
     }
     forget_mmio(cpu);
     ++cpu.counters.tlb_flushes;

@@ -95,7 +95,7 @@ const EngineExit* SvmVcpu::handle_exit() noexcept
                             .is_input = info.get(I::input)});
     }
     case ExitCode::Cpuid: return handle_cpuid();
-    case ExitCode::NestedPageFault: return emulate();
+    case ExitCode::NestedPageFault: return emulate_access();
     case ExitCode::WriteCr8: {
         // An interrupt may have become deliverable.
         const EngineExit* const exit = emulate();

@@ -108,6 +108,7 @@ const EngineExit* VmxVcpu::handle_exit() noexcept
     switch (basic) {
     case BasicReason::ExceptionOrNmi: return handle_exception();
     case BasicReason::TripleFault: return &leave(EngineExit::Reason::Shutdown);
+    case BasicReason::EptViolation: return emulate_access();
     case BasicReason::InterruptWindow:
     case BasicReason::NmiWindow: return nullptr;  // The loop sees that it is open.
     case BasicReason::IoInstruction: {
@@ -156,7 +157,6 @@ const EngineExit* VmxVcpu::handle_exit() noexcept
     case BasicReason::Pause:
     case BasicReason::GdtrOrIdtr:
     case BasicReason::LdtrOrTr:
-    case BasicReason::EptViolation:
     case BasicReason::Invept:
     case BasicReason::Rdtscp:
     case BasicReason::Invvpid:
