@@ -117,9 +117,8 @@ static bool invalidate(struct mmu_interval_notifier *notifier, const struct mmu_
 		       unsigned long sequence)
 {
 	struct vmm_slot *slot = container_of(notifier, struct vmm_slot, notifier);
-	unsigned long end = slot->hva + (slot->pages << PAGE_SHIFT);
 	unsigned long first = max(range->start, slot->hva) & PAGE_MASK;
-	unsigned long last = min(range->end, end);
+	unsigned long last = min_t(unsigned long, range->end, slot->hva + (slot->pages << PAGE_SHIFT));
 
 	spin_lock(&slot->vm->table_lock);
 	mmu_interval_set_seq(notifier, sequence);
@@ -230,14 +229,10 @@ static int add_slot(struct vmm_vm *vm, struct vmm_region *region)
 	slot->gfn = region->guest_address >> PAGE_SHIFT;
 	slot->pages = region->size >> PAGE_SHIFT;
 	slot->hva = region->host_address;
-	if (slot->flags & VMM_REGION_LOG_DIRTY) {
+	if (slot->flags & VMM_REGION_LOG_DIRTY)
 		slot->dirty = kvcalloc(2 * dirty_words(slot), sizeof(long), GFP_KERNEL_ACCOUNT);
-		if (!slot->dirty) {
-			free_slot(slot);
-			return -ENOMEM;
-		}
-	}
-	error = mmu_interval_notifier_insert(&slot->notifier, vm->mm, slot->hva, region->size, &notifier_ops);
+	error = slot->flags & VMM_REGION_LOG_DIRTY && !slot->dirty ? -ENOMEM :
+		mmu_interval_notifier_insert(&slot->notifier, vm->mm, slot->hva, region->size, &notifier_ops);
 	if (error) {
 		free_slot(slot);
 		return error;
@@ -298,35 +293,31 @@ int vmm_take_dirty(struct vmm_vm *vm, struct vmm_dirty *dirty)
 {
 	struct vmm_slot *slot;
 	unsigned long *copy;
-	size_t i, words, end;
+	size_t i, words, end = dirty->first + dirty->words;
 	int error = 0;
 
 	/* For writing: the copy is the slot's. */
 	if (down_write_killable(&vm->slots_lock))
 		return -EINTR;
 	slot = find_slot(vm, dirty->slot);
-	if (!slot || !slot->dirty) {
+	words = slot && slot->dirty ? dirty_words(slot) : 0;
+	if (!words) {
 		dirty->reason = VMM_REASON_NO_SUCH_SLOT;
 		error = -ENOENT;
-		goto out;
-	}
-	words = dirty_words(slot);
-	end = dirty->first + dirty->words;
-	if (dirty->first > words || dirty->words > words - dirty->first) {
+	} else if (dirty->first > words || dirty->words > words - dirty->first) {
 		dirty->reason = VMM_REASON_PAGES;
 		error = -EINVAL;
-		goto out;
+	} else {
+		copy = slot->dirty + words;
+		collect_dirty(vm, slot, copy, dirty->first, end);
+		if (copy_to_user(u64_to_user_ptr(dirty->bitmap), copy + dirty->first, dirty->words * sizeof(*copy))) {
+			error = -EFAULT;
+			spin_lock(&vm->table_lock);
+			for (i = dirty->first; i < end; i++)
+				slot->dirty[i] |= copy[i];
+			spin_unlock(&vm->table_lock);
+		}
 	}
-	copy = slot->dirty + words;
-	collect_dirty(vm, slot, copy, dirty->first, end);
-	if (copy_to_user(u64_to_user_ptr(dirty->bitmap), copy + dirty->first, dirty->words * sizeof(*copy))) {
-		error = -EFAULT;
-		spin_lock(&vm->table_lock);
-		for (i = dirty->first; i < end; i++)
-			slot->dirty[i] |= copy[i];
-		spin_unlock(&vm->table_lock);
-	}
-out:
 	up_write(&vm->slots_lock);
 	return error;
 }
@@ -457,13 +448,12 @@ bool vmm_fault(struct vmm_vcpu *vcpu, u64 gpa, bool write)
 	struct vmm_vm *vm = vcpu->vm;
 	struct vmm_slot *slot;
 	bool in_slot;
-	int error = 0;
+	int error;
 
 	down_read(&vm->slots_lock);
 	slot = slot_at(vm, gpa >> PAGE_SHIFT);
 	in_slot = slot && !(write && slot->flags & VMM_REGION_READ_ONLY);
-	if (in_slot)
-		error = map_in_slot(slot, gpa >> PAGE_SHIFT, write);
+	error = in_slot ? map_in_slot(slot, gpa >> PAGE_SHIFT, write) : 0;
 	if (error > 0 && slot->flags & VMM_REGION_TELL_DIRTY) {
 		WRITE_ONCE(vcpu->area->dirty_slot, slot->id);
 		WRITE_ONCE(vcpu->area->dirty_page, (gpa >> PAGE_SHIFT) - slot->gfn);
