@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <map>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <sys/eventfd.h>
@@ -18,6 +20,7 @@
 #include "machine.hpp"
 #include "vmm/bus/coalesced.hpp"
 #include "vmm/unique_fd.hpp"
+#include "x86/shim/signals.hpp"
 
 namespace vmm::shim::test {
 namespace {
@@ -400,6 +403,29 @@ TEST(KvmRun, AGuestThatMeetsAPageOfNobodyIsEfault)
     EXPECT_EQ(guest.enter(), -EFAULT);
     unsigned char resident = 0;
     EXPECT_EQ(::mincore(page, 0x1000, &resident), -1) << "nothing is left there";
+}
+
+/// As the hook of pthread_cancel() does it; also while runs begin and end.
+TEST(KvmRun, ARunIsEndedByTheNameOfItsThread)
+{
+    if (is_kernel()) {
+        GTEST_SKIP() << "the kernel cancels its own";
+    }
+    const Guest guest;
+    guest.code({0xeb, 0xfe});  // jmp .
+    std::atomic<bool> done{false};
+    std::thread runner{[&] {
+        for (int i = 0; i < 200; ++i) {
+            EXPECT_EQ(guest.enter(), -EINTR);
+        }
+        done = true;
+    }};
+    end_run(::pthread_self());  // In no run: nothing to end.
+    while (!done) {
+        end_run(runner.native_handle());
+    }
+    runner.join();
+    EXPECT_EQ(guest.regs().rip, Guest::code_at);
 }
 
 TEST(KvmRun, TheVmLivesAsLongAsItsVcpu)

@@ -181,6 +181,22 @@ TEST(SoftVm, WritesAfterAMarkAreReported)
     }
 }
 
+TEST(SoftVm, WhoIsInTheGuestAloneIsKnown)
+{
+    FakeMemory memory{ram_pages};
+    FakeHost host;
+    SoftVm vm{memory};
+    Cpu self{vm, host};
+    Cpu other{vm, host};
+    vm.enter_guest(self);
+    EXPECT_FALSE(vm.has_others_in_guest(self)) << "a PAUSE of it waits for no vCPU";
+    vm.enter_guest(other);
+    EXPECT_TRUE(vm.has_others_in_guest(self));
+    vm.leave_guest(other);
+    EXPECT_FALSE(vm.has_others_in_guest(self));
+    vm.leave_guest(self);
+}
+
 TEST(SoftVm, TwoThatWaitForOneAnotherGoOn)
 {
     FakeMemory memory{ram_pages};
