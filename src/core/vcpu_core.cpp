@@ -186,21 +186,8 @@ Result<Exit> VcpuCore::run() noexcept
                 return result;
             }
         }
-        if (tpr_access_) {
-            complete_pending();
-            left = Exit{*std::exchange(tpr_access_, std::nullopt), this};
+        if (has_request_ && handle_request(left)) [[unlikely]] {
             return result;
-        }
-        if (hypercall_) {
-            if (!std::exchange(hypercall_shown_, true)) {
-                left = Exit{*hypercall_, this};
-                return result;
-            }
-            finish_hypercall();
-        }
-        if (monitor_changed_) {
-            monitor_changed_ = false;
-            follow_misc_enable();
         }
         if (lapic_ != nullptr) {
             handle_init_and_sipi();
@@ -210,6 +197,7 @@ Result<Exit> VcpuCore::run() noexcept
         }
         if (pv_.steal_time()) {
             update_steal_time();
+            flush_tlb_if_asked();
         }
         if (!is_runnable()) {
             block();
@@ -225,10 +213,6 @@ Result<Exit> VcpuCore::run() noexcept
             return result;
         }
         choose_event();
-        if (flushes_tlb_) [[unlikely]] {
-            flushes_tlb_ = false;
-            engine_->flush_tlb();
-        }
         if (lapic_ != nullptr) {
             share_lapic();
         }
@@ -238,13 +222,45 @@ Result<Exit> VcpuCore::run() noexcept
         if (lapic_ != nullptr) {
             take_back_lapic();
         }
-        note_delivered_nmi();
+        x86::CpuState& cpu = state(StateGroup::Registers);
+        if (cpu.nmi_delivered) [[unlikely]] {
+            note_delivered_nmi(cpu);
+        }
         if (exit.reason == EngineExit::Reason::HostError) [[unlikely]] {
             return host_error(static_cast<int>(exit.hardware_reason));
         }
-        if (handle(exit, left)) {
+        if (handle(exit, cpu.rip, left)) {
             return result;
         }
+    }
+}
+
+bool VcpuCore::handle_request(Exit& left) noexcept
+{
+    if (tpr_access_) {
+        complete_pending();
+        left = Exit{*std::exchange(tpr_access_, std::nullopt), this};
+        return true;
+    }
+    if (hypercall_) {
+        if (!std::exchange(hypercall_shown_, true)) {
+            left = Exit{*hypercall_, this};
+            return true;
+        }
+        finish_hypercall();
+    }
+    if (std::exchange(monitor_changed_, false)) {
+        follow_misc_enable();
+    }
+    flush_tlb_if_asked();
+    has_request_ = false;
+    return false;
+}
+
+void VcpuCore::flush_tlb_if_asked() noexcept
+{
+    if (std::exchange(flushes_tlb_, false)) {
+        engine_->flush_tlb();
     }
 }
 
@@ -405,12 +421,11 @@ void VcpuCore::wait_for_event() noexcept
 }
 
 /// The NMI that waited for its window may be with the guest already.
-void VcpuCore::note_delivered_nmi() noexcept
+void VcpuCore::note_delivered_nmi(x86::CpuState& cpu) noexcept
 {
-    if (std::exchange(state(StateGroup::Registers).nmi_delivered, false)) {
-        nmi_pending_.fetch_sub(1);
-        ++counters_.nmi_injections;
-    }
+    cpu.nmi_delivered = false;
+    nmi_pending_.fetch_sub(1);
+    ++counters_.nmi_injections;
 }
 
 /// SDM Vol. 3A "Priority Among Concurrent Events": traps of the instruction before, NMI, external
@@ -475,9 +490,8 @@ void VcpuCore::choose_event() noexcept
     cpu.irq_window_requested |= lapic_ != nullptr && lapic_->has_interrupt();
 }
 
-bool VcpuCore::handle(const EngineExit& exit, Exit& left) noexcept
+bool VcpuCore::handle(const EngineExit& exit, std::uint64_t rip, Exit& left) noexcept
 {
-    const std::uint64_t rip = state(StateGroup::Registers).rip;
     switch (exit.reason) {
     case EngineExit::Reason::Interrupted: counters_.left(ExitKind::Request, 0, rip); return false;
     case EngineExit::Reason::NmiWindow: counters_.left(ExitKind::NmiWindow, 0, rip); return false;

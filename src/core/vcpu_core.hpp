@@ -162,6 +162,10 @@ private:
                                   std::uint64_t& value,
                                   bool write,
                                   x86::MsrAccess access) noexcept;
+    /// What the vCPU itself has left to do before guest code runs next.  True: the caller is to
+    /// see something first, as `left`.
+    [[nodiscard]] bool handle_request(Exit& left) noexcept;
+    void flush_tlb_if_asked() noexcept;
     void handle_init_and_sipi() noexcept;
     [[nodiscard]] bool is_runnable() noexcept;
     [[nodiscard]] bool has_wake_event() noexcept;
@@ -178,7 +182,7 @@ private:
     [[nodiscard]] bool may_go_on() noexcept;
     [[nodiscard]] bool poll_for_event() noexcept;
     void choose_event() noexcept;
-    void note_delivered_nmi() noexcept;
+    void note_delivered_nmi(x86::CpuState& cpu) noexcept;
     /// An SMI is pending and the vCPU not in its handler.
     [[nodiscard]] bool has_smi() noexcept
     {
@@ -192,7 +196,7 @@ private:
     /// Whether control registers, EFER and CS fit together, as `set_sregs()` has it.
     [[nodiscard]] static bool can_be_in(const x86::CpuState& cpu);
     /// True: the caller is to see it, as `left`.
-    [[nodiscard]] bool handle(const x86::EngineExit& exit, Exit& left) noexcept;
+    [[nodiscard]] bool handle(const x86::EngineExit& exit, std::uint64_t rip, Exit& left) noexcept;
     [[nodiscard]] bool answer_mmio_write(Gpa gpa, std::span<const std::byte> data) noexcept;
     [[nodiscard]] bool answer_port_write(Port port, std::span<const std::byte> data) noexcept;
     void wake() noexcept;
@@ -215,6 +219,7 @@ private:
     x86::KvmClock kvmclock_;
     x86::PvFeatures pv_;
     RunDelay run_delay_;
+    bool has_request_{};  // One of those that `handle_request()` looks at.
     bool reports_tpr_{};
     std::optional<TprAccess> tpr_access_;   // Until `run()` has told of it.
     Gpa vapic_word_{0};                     // 0: none.

@@ -149,6 +149,7 @@ bool VcpuCore::write_misc_enable(std::uint64_t value, x86::MsrAccess access) noe
         follow_misc_enable();
     } else if (changes) {
         monitor_changed_ = true;  // Not while the engine executes by the CPUID of now.
+        has_request_ = true;
         engine_->request_exit();
     }
     return true;

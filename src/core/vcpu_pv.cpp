@@ -72,6 +72,7 @@ void VcpuCore::update_steal_time() noexcept
     // Odd while it changes; the guest may have given it an odd number to begin with.
     time.version |= 1U;
     flushes_tlb_ |= clear_preempted(*at);
+    has_request_ |= flushes_tlb_;
     const auto but_preempted = [&] {
         // Another vCPU may be writing that byte.
         constexpr std::size_t at_preempted = offsetof(x86::StealTime, preempted);
@@ -173,6 +174,7 @@ void VcpuCore::note_lapic_access(std::uint64_t offset, std::size_t size, bool is
     const std::uint64_t within = offset - tpr;
     if (is_write ? within == 0U && size == whole : within + size <= whole) {
         tpr_access_ = TprAccess{Gva{engine_->instruction_rip()}, is_write};
+        has_request_ = true;
         engine_->request_exit();
     }
 }
@@ -237,6 +239,7 @@ void VcpuCore::leave_for_hypercall(const x86::CpuState& cpu, bool is_64) noexcep
                   is_64,
                   &hypercall_result_};
     hypercall_shown_ = false;
+    has_request_ = true;
     engine_->request_exit();  // Before the next instruction: a hypercall ends a run of code.
 }
 

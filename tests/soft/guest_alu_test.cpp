@@ -125,12 +125,13 @@ std::vector<Form> forms()
         add({{0xff}, group, 0, arithmetic, false, true});
     }
     for (const int group : {4, 5}) {
-        add({{0xf6}, group, 0, cf | of, true});
-        add({{0xf7}, group, 0, cf | of});
+        // What is undefined is what the host makes of it.
+        add({{0xf6}, group, 0, arithmetic, true});
+        add({{0xf7}, group, 0, arithmetic});
     }
-    add({{0x0f, 0xaf}, -1, 0, cf | of});
-    add({{0x69}, -1, 4, cf | of});
-    add({{0x6b}, -1, 1, cf | of});
+    add({{0x0f, 0xaf}, -1, 0, arithmetic});
+    add({{0x69}, -1, 4, arithmetic});
+    add({{0x6b}, -1, 1, arithmetic});
     for (int group = 0; group < 8; ++group) {
         const std::uint64_t compared = group < 4 ? arithmetic : arithmetic & ~af;
         add({{0xd0}, group, 0, compared, true});

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "vmm/x86/control_registers.hpp"
+#include "x86/soft/build_block.hpp"
 #include "x86/soft/insn.hpp"
 #include "x86/soft/op.hpp"
 
@@ -125,6 +126,9 @@ bool NativeMachine::prepare(const Bytes& code, CodeSize size)
 {
     if (decode(std::as_bytes(std::span{code}), size, insn) != DecodeStatus::Ok) {
         return false;
+    }
+    if (insn.isa != Isa::None && !is_offered(cpu, insn)) {
+        return false;  // This host has no such instruction.
     }
     ops_[0] = op_of(insn, size);
     ops_[0].handler = select_native(insn, {size, true, false}, ops_[0]);

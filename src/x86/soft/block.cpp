@@ -112,7 +112,7 @@ void BlockCache::translate(Cpu& cpu, Block& block)
         return;
     }
     const auto code_size = static_cast<CodeSize>(block.key & 3U);  // As `Mode::bits` has it.
-    cpu.translator->translate(block, {page->bytes.data() + (block.gpa & page_mask), block.size},
+    cpu.translator->translate(block, std::span{page->bytes}.subspan(block.gpa & page_mask),
                               code_size);
     JumpEntry& entry = jump_entry(cpu, cpu.block_rip());
     if (entry.first == block.ops()) {

@@ -11,8 +11,6 @@
 
 namespace vmm::x86::soft {
 
-namespace {
-
 bool is_offered(const Cpu& cpu, const Insn& insn) noexcept
 {
     const Cpuid& cpuid = cpu.cpuid;
@@ -76,8 +74,6 @@ bool is_offered(const Cpu& cpu, const Insn& insn) noexcept
     }
     return false;
 }
-
-}  // namespace
 
 void fall_back(const Cpu& cpu, Insn& insn) noexcept
 {

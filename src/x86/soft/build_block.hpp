@@ -15,6 +15,9 @@ namespace vmm::x86::soft {
 /// raises #UD when it is executed.
 void make_op(const Cpu& cpu, Insn& insn, const SelectContext& context, Op& op);
 
+/// Whether the guest's CPUID has the instruction.
+[[nodiscard]] bool is_offered(const Cpu& cpu, const Insn& insn) noexcept;
+
 /// TZCNT and LZCNT are BSF and BSR with an ignored prefix where they do not exist.
 void fall_back(const Cpu& cpu, Insn& insn) noexcept;
 

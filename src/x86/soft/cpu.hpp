@@ -156,6 +156,9 @@ struct TranslatedState {
     /// another vCPU, which may have no host CPU.
     static constexpr std::int32_t pauses = 64;
     std::int32_t pauses_left{pauses};
+    /// The host's stack where no guest call is noted, and below which none is (emit_branch.cpp).
+    std::uint64_t notes{};
+    std::uint64_t notes_end{};
 };
 
 /// Data of IN, OUT and their string forms on the way to or from the caller.

@@ -46,8 +46,15 @@ bool BlockEmitter::emit_branch(const Insn& insn, const Op& op)
     case 0xc3: ended_ = emit_return(insn); return ended_;
     case 0xe8:
         if (is_near) {
+            const bool noted = is_noted();
             push_return_address();
-            edge(to);
+            if (noted) {
+                note_call();
+            }
+            edge(to, noted);
+            if (noted) {
+                come_back();
+            }
         } else {
             clobber();
             check_requests();
@@ -111,8 +118,8 @@ void BlockEmitter::emit_condition(const Insn& insn, std::int32_t target, bool is
     jump_if(Condition{condition}, out.place);
 }
 
-/// Goes on at `target` in the page.
-void BlockEmitter::edge(std::int32_t target)
+/// Goes on at `target` in the page.  @param is_call  by CALL.
+void BlockEmitter::edge(std::int32_t target, bool is_call)
 {
     clobber();
     JumpSite& site = context_.sites.emplace_back();
@@ -125,7 +132,12 @@ void BlockEmitter::edge(std::int32_t target)
         jump_if(Condition::NotEqual, stub.place);
     }
     site.jump = const_cast<std::uint8_t*>(getCurr());
-    jump(target == page_offset_ ? start_ : stub.place);
+    Place& place = target == page_offset_ ? start_ : stub.place;
+    if (is_call) {
+        call_place(place);
+    } else {
+        jump(place);
+    }
 }
 
 /// Goes on at `target`, which is in another page.
@@ -192,9 +204,56 @@ void BlockEmitter::call_found()
     and_(r10, 0xffff'f000U);
     mov(state(page), r10);
     push_return_address();
+    const bool noted = is_noted();
+    if (noted) {
+        note_call();
+    }
     mov(r10, state(page));
     mov(state(layout_.code_page), r10);
-    jmp(state(code));
+    if (noted) {
+        call(state(code));
+        come_back();
+    } else {
+        jmp(state(code));
+    }
+}
+
+/// Whether the call at the current step is likely to return.  Not if it is there for what it leaves
+/// on the stack, as in a retpoline or another thunk against speculation: what the CPU is not to get
+/// to lies behind it (INT3, UD2, or PAUSE).
+bool BlockEmitter::is_noted() const
+{
+    const auto next = static_cast<std::size_t>(op_->next_offset());
+    if (next + 1 >= bytes_.size()) {
+        return false;  // Or it comes back to another page.
+    }
+    const auto first = std::to_integer<unsigned>(bytes_[next]);
+    const unsigned both = (first << 8U) | std::to_integer<unsigned>(bytes_[next + 1]);
+    constexpr unsigned int3 = 0xcc;
+    constexpr unsigned ud2 = 0x0f0b;
+    constexpr unsigned pause = 0xf390;
+    return first != int3 && both != ud2 && both != pause;
+}
+
+/// All of a `CallNote` but its code, which the CALL pushes that follows.  @pre r11 is the return
+/// address, which has been pushed.
+void BlockEmitter::note_call()
+{
+    clobber();
+    cmp(rsp, state(layout_.notes_end));
+    jump_if(Condition::BelowOrEqual, full_.emplace());
+    bind(noted_);
+    push(guest_rsp);
+    push(r11);
+}
+
+/// The host has returned to where the guest returns to, which is r10.
+void BlockEmitter::come_back()
+{
+    lea(rsp, ptr[rsp + sizeof(CallNote) - offsetof(CallNote, rip)]);
+    and_(r10, 0xffff'f000U);
+    mov(state(layout_.code_page), r10);
+    edge(page_offset_ + op_->next_offset());
 }
 
 void BlockEmitter::push_return_address()
@@ -232,10 +291,37 @@ bool BlockEmitter::emit_return(const Insn& insn)
     clobber();
     check_requests();
     mov(sized(r10), word_at(address_of(word_near(Rsp, 0, false))));
-    look_up_code();
-    add_to_word(guest_rsp, guest_rsp, static_cast<std::int64_t>(word_size() + released));
-    jump_found();
+    Return& unpredicted = returns_.emplace_back();
+    unpredicted.step = step_;
+    unpredicted.released = released;
+    steps_[step_].has_exit = true;
+    cmp(r10, ptr[rsp + offsetof(CallNote, rip)]);
+    jump_if(Condition::NotEqual, unpredicted.place);
+    release_stack(released);
+    ret();
     return true;
+}
+
+void BlockEmitter::release_stack(std::uint64_t bytes)
+{
+    add_to_word(guest_rsp, guest_rsp, static_cast<std::int64_t>(word_size() + bytes));
+}
+
+/// To r10, which the last note does not have: notes of calls that the guest has returned from
+/// otherwise go; those are left that it may still return from.
+void BlockEmitter::return_unpredicted(const Return& from)
+{
+    Place next;
+    Place go;
+    bind(next);
+    cmp(ptr[rsp + offsetof(CallNote, stack_pointer)], guest_rsp);
+    jump_if(Condition::AboveOrEqual, go);
+    lea(rsp, ptr[rsp + sizeof(CallNote)]);
+    jump(next);
+    bind(go);
+    look_up_code();
+    release_stack(from.released);
+    jump_found();
 }
 
 /// Behind the last instruction of the block.

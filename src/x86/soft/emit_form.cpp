@@ -116,6 +116,7 @@ bool find_primary(const Insn& insn, Form& form) noexcept
         form.reg = Use::Write;
         form.rm = Use::Read;
         form.immediate_size = opcode == 0x69 ? immediate_z(insn) : std::uint8_t{1};
+        form.flags_read = true;  // Of those that are undefined a CPU may keep some.
         form.flags_written = true;
         return true;
     case 0x84:
@@ -193,6 +194,7 @@ bool find_0f(const Insn& insn, Form& form) noexcept
         return true;
     case 0xaf:
         form.reg = Use::ReadWrite;
+        form.flags_read = true;  // As above.
         form.flags_written = true;
         return true;
     case 0xb6:

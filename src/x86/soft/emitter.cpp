@@ -63,6 +63,12 @@ void BlockEmitter::jump(Place& place)
     distance_to(place);
 }
 
+void BlockEmitter::call_place(Place& place)
+{
+    db(0xe8);
+    distance_to(place);
+}
+
 void BlockEmitter::jump_if(Condition condition, Place& place)
 {
     db(0x0f);
@@ -144,10 +150,14 @@ void BlockEmitter::emit(std::size_t at,
 {
     setSize(at);
     block_ = &block;
+    bytes_ = bytes;
     page_offset_ = static_cast<std::int32_t>(block.gpa & 0xfffU);
     steps_.assign(block.op_count, Step{});
     edges_.clear();
     stubs_.clear();
+    returns_.clear();
+    full_.reset();
+    noted_ = {};
     vector_loads_.clear();
     start_ = Place{};
     windows_.fill({});
@@ -281,6 +291,17 @@ void BlockEmitter::emit_cold()
         } else {
             edge(out.target);
         }
+    }
+    for (Return& from : returns_) {
+        bind(from.place);
+        flags_ = {false, true};
+        step_ = from.step;
+        return_unpredicted(from);
+    }
+    if (full_) {
+        bind(*full_);
+        mov(rsp, state(layout_.notes));
+        jump(noted_);
     }
     for (VectorLoad& load : vector_loads_) {
         step_ = load.step;

@@ -4,7 +4,8 @@
 /// From a decoded block to host code.
 ///
 /// Where guest state is while translated code runs:
-/// - r15 points to `Cpu`; rsp is the host's stack, as it was when the code was entered.
+/// - r15 points to `Cpu`; rsp is the host's stack: below what it was when the code was entered are
+///   notes of the guest's calls (`CallNote`).
 /// - Guest registers are in host registers (`host_register`), the others stay in `CpuState::gpr`.
 /// - Arithmetic flags are in the host's flags (*native*), or in ax as LAHF and SETO leave them
 ///   (*parked*: what `Cpu::arithmetic_flags` has), or both: known at each place.  At the start of a
@@ -25,6 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -52,6 +54,8 @@ struct CpuLayout {
     std::size_t code_page;
     std::size_t vectors;
     std::size_t pauses_left;
+    std::size_t notes;
+    std::size_t notes_end;
     std::size_t spare;
     std::size_t windows;
     std::size_t cr0;
@@ -87,6 +91,18 @@ struct EmitterContext {
     std::deque<JumpSite> sites{};
     bool bmi2{};
     bool avx{};
+};
+
+/// What a guest's CALL leaves on the host's stack, by CALL itself, so that its RET is one of the
+/// host's too, which the CPU predicts.  All notes are gone once translated code is left: while one
+/// is there no mapping has changed, and no block has been dropped.
+struct CallNote {
+    std::uint64_t code;           ///< The host's return address.
+    std::uint64_t rip;            ///< The guest's.
+    std::uint64_t stack_pointer;  ///< Where in the guest's stack that is.
+
+    /// How many there are at most: about as many as CPUs remember.
+    static constexpr std::size_t most = 32;
 };
 
 inline constexpr std::uint8_t spilled = 0xff;
@@ -191,7 +207,7 @@ public:
     [[nodiscard]] SharedCode emit(const void* take_edge);
 
 private:
-    void emit_enter();
+    void emit_enter(const Xbyak::Label& no_note);
     void store_state();
     void save_vectors();
     void restore_host();
@@ -211,7 +227,7 @@ public:
     }
 
     /// @param at  where its code begins: an offset in the memory.
-    /// @param bytes  of the block.
+    /// @param bytes  of the block, and what follows in its page.
     /// @param cpu  whose CPUID says which instructions exist.
     void emit(std::size_t at,
               const Block& block,
@@ -273,6 +289,12 @@ private:
         std::int32_t target{};
         JumpSite* site{};
     };
+    /// RET without its note.
+    struct Return {
+        Place place{};
+        std::size_t step{};
+        std::uint64_t released{};
+    };
     struct VectorLoad {
         Place place{};
         Place back{};
@@ -305,6 +327,7 @@ private:
     void jump_if(Condition condition, Place& place);
     /// The displacement that ends an instruction.
     void distance_to(Place& place);
+    void call_place(Place& place);
     /// To where the interpreter takes over.
     void exit_if(Condition condition);
 
@@ -387,7 +410,7 @@ private:
     // Branches (emit_branch.cpp).
     [[nodiscard]] bool emit_branch(const Insn& insn, const Op& op);
     void emit_condition(const Insn& insn, std::int32_t target, bool is_near);
-    void edge(std::int32_t target);
+    void edge(std::int32_t target, bool is_call = false);
     void far_jump(std::int32_t target);
     void load_target(std::int32_t target);
     void check_requests();
@@ -395,13 +418,19 @@ private:
     void jump_found();
     void call_found();
     void push_return_address();
+    [[nodiscard]] bool is_noted() const;
+    void note_call();
+    void come_back();
     [[nodiscard]] bool indirect_target(const Insn& insn);
     [[nodiscard]] bool emit_return(const Insn& insn);
+    void release_stack(std::uint64_t bytes);
+    void return_unpredicted(const Return& from);
     void fall_out(const Op& op);
 
     EmitterContext& context_;
     const CpuLayout& layout_;
     const Block* block_{};
+    std::span<const std::byte> bytes_;
     std::int32_t page_offset_{};
     bool is_wide_{};  ///< 64-bit code; else flat 32-bit code.
     std::vector<Step> steps_;
@@ -414,6 +443,9 @@ private:
     bool ended_{};  ///< Nothing falls through to the next step.
     std::vector<Edge> edges_;
     std::vector<Stub> stubs_;
+    std::vector<Return> returns_;
+    std::optional<Place> full_;  ///< No room for the note of the block's call: all are forgotten.
+    Place noted_{};
     std::vector<VectorLoad> vector_loads_;
     Place start_{};
     std::size_t body_{};

@@ -37,6 +37,8 @@ CpuLayout::CpuLayout(const Cpu& cpu) noexcept
       code_page(distance(cpu, &cpu.translated.code_page)),
       vectors(distance(cpu, &cpu.translated.vectors)),
       pauses_left(distance(cpu, &cpu.translated.pauses_left)),
+      notes(distance(cpu, &cpu.translated.notes)),
+      notes_end(distance(cpu, &cpu.translated.notes_end)),
       spare(distance(cpu, cpu.translated.spare.data())),
       windows(distance(cpu, cpu.translated.windows.data())),
       cr0(distance(cpu, &cpu.cr0)),
@@ -58,8 +60,16 @@ SharedCode SharedEmitter::emit(const void* take_edge)
 {
     const CpuLayout& layout = context_.layout;
     SharedCode code;
+    Xbyak::Label no_note;
     code.enter = getCurr();
-    emit_enter();
+    emit_enter(no_note);
+
+    // The RIP of no note has been met.
+    align(16);
+    Xbyak::Label untranslated;
+    L(no_note);
+    mov(ptr[r15 + layout.rip], r10);
+    jmp(untranslated, T_NEAR);
 
     align(16);
     code.exit = getCurr();
@@ -87,6 +97,7 @@ SharedCode SharedEmitter::emit(const void* take_edge)
 
     align(16);
     code.untranslated = getCurr();
+    L(untranslated);
     xor_(r11d, r11d);
     jmp(leave, T_NEAR);
 
@@ -96,13 +107,23 @@ SharedCode SharedEmitter::emit(const void* take_edge)
     return code;
 }
 
-void SharedEmitter::emit_enter()
+void SharedEmitter::emit_enter(const Xbyak::Label& no_note)
 {
     const CpuLayout& layout = context_.layout;
     for (const int number : callee_saved) {
         push(Xbyak::Reg64(number));
     }
     mov(r15, rdi);
+    // The last note is like that of any call, but no guest is there.
+    constexpr std::uint32_t no_rip = 1;
+    constexpr auto no_stack_pointer = static_cast<std::uint32_t>(-1);  // Above all.
+    lea(r10, ptr[rip + no_note]);
+    push(no_stack_pointer);
+    push(no_rip);
+    push(r10);
+    mov(ptr[r15 + layout.notes], rsp);
+    lea(r10, ptr[rsp - CallNote::most * sizeof(CallNote)]);
+    mov(ptr[r15 + layout.notes_end], r10);
     mov(r10, ptr[r15 + layout.block_rip]);
     and_(r10, 0xffff'f000U);
     mov(ptr[r15 + layout.code_page], r10);
@@ -150,6 +171,8 @@ void SharedEmitter::save_vectors()
 
 void SharedEmitter::restore_host()
 {
+    mov(rsp, ptr[r15 + context_.layout.notes]);
+    add(rsp, sizeof(CallNote));
     for (auto number = callee_saved.rbegin(); number != callee_saved.rend(); ++number) {
         pop(Xbyak::Reg64(*number));
     }

@@ -230,6 +230,10 @@ void locked(Cpu& cpu, SegmentIndex segment, std::uint64_t linear, Action action)
 
 // --- Flags.  `Cpu::arithmetic_flags` has CF 8, PF 10, AF 12, ZF 14, SF 15, OF 0.
 
+/// Assembly: the host's arithmetic flags are those in AX, which it changes.  So an instruction that
+/// leaves a flag undefined leaves what it would if the guest ran on the host.
+#define VMM_LOAD_FLAGS "addb $0x7f, %%al\n\tsahf\n\t"
+
 namespace flag {
 inline constexpr std::uint16_t cf = 1U << 8U;
 inline constexpr std::uint16_t pf = 1U << 10U;

@@ -114,7 +114,7 @@ template <Bit B, typename T, bool Immediate>
 template <bool Forward, typename T>
 [[gnu::always_inline]] inline void scan_bits(Cpu& cpu, const Op& op, T source) noexcept
 {
-    std::uint16_t flags = 0;
+    std::uint16_t flags = cpu.arithmetic_flags;
     // As the host does: its other flags are undefined as well.
     T result = gpr_at<T>(cpu, op.reg);
     if (source == 0) {
@@ -122,13 +122,13 @@ template <bool Forward, typename T>
         return;
     }
     if constexpr (Forward) {
-        asm("bsf %[s], %[r]\n\tlahf\n\tseto %%al"
-            : [r] "+&r"(result), "=&a"(flags)
+        asm(VMM_LOAD_FLAGS "bsf %[s], %[r]\n\tlahf\n\tseto %%al"
+            : [r] "+&r"(result), "+&a"(flags)
             : [s] "r"(source)
             : "cc");
     } else {
-        asm("bsr %[s], %[r]\n\tlahf\n\tseto %%al"
-            : [r] "+&r"(result), "=&a"(flags)
+        asm(VMM_LOAD_FLAGS "bsr %[s], %[r]\n\tlahf\n\tseto %%al"
+            : [r] "+&r"(result), "+&a"(flags)
             : [s] "r"(source)
             : "cc");
     }

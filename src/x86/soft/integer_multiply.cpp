@@ -21,46 +21,66 @@ template <typename T>
     return fast_load<T>(cpu, segment_of(op), linear);
 }
 
+/// `flags` and `low` in and out; `instruction` multiplies the accumulator.
+#define VMM_MULTIPLY(instruction, accumulator)                                                     \
+    asm(VMM_LOAD_FLAGS "mov %[l], %%" accumulator "\n\t" instruction " %[f]\n\tmov %%" accumulator \
+                       ", %[l]\n\tlahf\n\tseto %%al"                                               \
+        : [l] "+&r"(low), "+&a"(flags), "=&d"(high)                                                \
+        : [f] "r"(factor)                                                                          \
+        : "cc")
+
+/// high:low = low times `factor`.
 template <typename T, bool Signed>
-[[gnu::noinline]] void multiply(Cpu& cpu, const Op& op)
+void multiply(T& low, T& high, T factor, std::uint16_t& flags) noexcept
+{
+    if constexpr (sizeof(T) == 2) {
+        if constexpr (Signed) {
+            VMM_MULTIPLY("imul", "ax");
+        } else {
+            VMM_MULTIPLY("mul", "ax");
+        }
+    } else if constexpr (sizeof(T) == 4) {
+        if constexpr (Signed) {
+            VMM_MULTIPLY("imul", "eax");
+        } else {
+            VMM_MULTIPLY("mul", "eax");
+        }
+    } else if constexpr (Signed) {
+        VMM_MULTIPLY("imul", "rax");
+    } else {
+        VMM_MULTIPLY("mul", "rax");
+    }
+}
+
+template <typename T, bool Signed>
+[[gnu::noinline]] void multiply_accumulator(Cpu& cpu, const Op& op)
 {
     const T factor = source<T>(cpu, op);
+    std::uint16_t flags = cpu.arithmetic_flags;
     if constexpr (sizeof(T) == 1) {
         std::uint16_t product = gpr_at<std::uint8_t>(cpu, 0);
-        std::uint16_t flags = 0;
         if constexpr (Signed) {
-            asm("imulb %[f]\n\tmovzwl %%ax, %%ecx\n\tlahf\n\tseto %%al"
-                : "+&a"(product), "=&c"(flags)
+            asm(VMM_LOAD_FLAGS "movzwl %w[p], %%eax\n\timulb %[f]\n\tmovzwl %%ax, %k[p]\n\t"
+                               "lahf\n\tseto %%al"
+                : [p] "+&r"(product), "+&a"(flags)
                 : [f] "q"(factor)
                 : "cc");
         } else {
-            asm("mulb %[f]\n\tmovzwl %%ax, %%ecx\n\tlahf\n\tseto %%al"
-                : "+&a"(product), "=&c"(flags)
+            asm(VMM_LOAD_FLAGS "movzwl %w[p], %%eax\n\tmulb %[f]\n\tmovzwl %%ax, %k[p]\n\t"
+                               "lahf\n\tseto %%al"
+                : [p] "+&r"(product), "+&a"(flags)
                 : [f] "q"(factor)
                 : "cc");
         }
-        // The multiplication's result has made room for the flags.
-        gpr_at<std::uint16_t>(cpu, 0) = flags;
-        cpu.arithmetic_flags = product;
+        gpr_at<std::uint16_t>(cpu, 0) = product;
     } else {
         T low = gpr_at<T>(cpu, 0);
         T high = 0;
-        std::uint16_t flags = 0;
-        if constexpr (Signed) {
-            asm("imul %[f]" : "+&a"(low), "=&d"(high) : [f] "r"(factor) : "cc");
-        } else {
-            asm("mul %[f]" : "+&a"(low), "=&d"(high) : [f] "r"(factor) : "cc");
-        }
-        const T sign = Signed && (low >> (sizeof(T) * 8 - 1)) != 0 ? static_cast<T>(-1) : T{0};
-        const bool overflow = high != sign;
-        // SF, ZF, AF and PF are undefined: what the host makes of a test of the low half.
-        T low_copy = low;
-        asm("test %[l], %[l]\n\tlahf\n\tseto %%al" : "=&a"(flags) : [l] "q"(low_copy) : "cc");
-        flags = static_cast<std::uint16_t>(flags | (overflow ? flag::cf | flag::of : 0U));
+        multiply<T, Signed>(low, high, factor, flags);
         set_gpr<T>(cpu, 0, low);
         set_gpr<T>(cpu, Rdx * 8, high);
-        cpu.arithmetic_flags = flags;
     }
+    cpu.arithmetic_flags = flags;
 }
 
 #define VMM_DIVIDE(instruction)                                                                    \
@@ -142,9 +162,9 @@ template <typename T, bool Immediate>
 [[gnu::always_inline]] inline void multiply_to_register(Cpu& cpu, const Op& op, T factor) noexcept
 {
     T result = Immediate ? static_cast<T>(op.immediate) : gpr_at<T>(cpu, op.reg);
-    std::uint16_t flags = 0;
-    asm("imul %[f], %[r]\n\tlahf\n\tseto %%al"
-        : [r] "+&r"(result), "=&a"(flags)
+    std::uint16_t flags = cpu.arithmetic_flags;
+    asm(VMM_LOAD_FLAGS "imul %[f], %[r]\n\tlahf\n\tseto %%al"
+        : [r] "+&r"(result), "+&a"(flags)
         : [f] "r"(factor)
         : "cc");
     cpu.arithmetic_flags = flags;
@@ -240,8 +260,8 @@ Handler select_group_3(const Insn& insn, Op& op)
     return by_any_size(size, [&](auto type) -> Handler {
         using T = typename decltype(type)::type;
         switch (insn.group) {
-        case 4: return plain<multiply<T, false>>;
-        case 5: return plain<multiply<T, true>>;
+        case 4: return plain<multiply_accumulator<T, false>>;
+        case 5: return plain<multiply_accumulator<T, true>>;
         case 6: return plain<divide<T, false>>;
         case 7: return plain<divide<T, true>>;
         default: return nullptr;

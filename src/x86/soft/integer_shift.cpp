@@ -15,7 +15,7 @@ enum class Shift : std::uint8_t { Rol, Ror, Rcl, Rcr, Shl, Shr, Sal, Sar };
 
 /// All flags go through the instruction: rotates leave some as they were.
 #define VMM_SHIFT(instruction)                                                                     \
-    asm("addb $0x7f, %%al\n\tsahf\n\t" instruction " %%cl, %[a]\n\tlahf\n\tseto %%al"              \
+    asm(VMM_LOAD_FLAGS instruction " %%cl, %[a]\n\tlahf\n\tseto %%al"                              \
         : [a] "+&q"(a), "+&a"(flags)                                                               \
         : "c"(count)                                                                               \
         : "cc")
@@ -103,12 +103,12 @@ template <bool Left, typename T>
         }
     }
     if constexpr (Left) {
-        asm("addb $0x7f, %%al\n\tsahf\n\tshld %%cl, %[b], %[a]\n\tlahf\n\tseto %%al"
+        asm(VMM_LOAD_FLAGS "shld %%cl, %[b], %[a]\n\tlahf\n\tseto %%al"
             : [a] "+&r"(a), "+&a"(flags)
             : [b] "r"(b), "c"(count)
             : "cc");
     } else {
-        asm("addb $0x7f, %%al\n\tsahf\n\tshrd %%cl, %[b], %[a]\n\tlahf\n\tseto %%al"
+        asm(VMM_LOAD_FLAGS "shrd %%cl, %[b], %[a]\n\tlahf\n\tseto %%al"
             : [a] "+&r"(a), "+&a"(flags)
             : [b] "r"(b), "c"(count)
             : "cc");

@@ -45,7 +45,7 @@ public:
     /// How many blocks are translated.
     [[nodiscard]] std::size_t size() const noexcept { return translated_.size(); }
 
-    /// @param bytes  of its instructions.
+    /// @param bytes  of its instructions, and what follows in their page.
     void translate(Block& block, std::span<const std::byte> bytes, CodeSize code_size);
     /// The block dies.
     void drop(Block& block) noexcept;
