@@ -387,7 +387,9 @@ private:
         if (!intel_) {
             constexpr std::uint32_t lfence_serializes = bit(2);
             constexpr std::uint32_t srso_no = bit(29);
-            add(leaf(amd_last, lfence_serializes | srso_no, 0, 0, 0));
+            constexpr std::uint32_t tsa_no =
+                bit(1) | bit(2);  // Of the store queue and the L1 cache.
+            add(leaf(amd_last, lfence_serializes | srso_no, 0, tsa_no, 0));
         }
     }
 

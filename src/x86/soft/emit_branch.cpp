@@ -56,11 +56,7 @@ bool BlockEmitter::emit_branch(const Insn& insn, const Op& op)
                 come_back();
             }
         } else {
-            clobber();
-            check_requests();
-            load_target(to);
-            look_up_code();
-            call_found();
+            far_call(to);
         }
         ended_ = true;
         return true;
@@ -143,11 +139,55 @@ void BlockEmitter::edge(std::int32_t target, bool is_call)
 /// Goes on at `target`, which is in another page.
 void BlockEmitter::far_jump(std::int32_t target)
 {
+    check_site(target);
+    enter_page();
+    jmp(ptr[r11 + offsetof(FarSite, code)]);
+}
+
+void BlockEmitter::far_call(std::int32_t target)
+{
+    const FarSite& site = check_site(target);
+    const bool noted = is_noted();
+    push_return_address();
+    if (noted) {
+        note_call();
+    }
+    mov(r11, reinterpret_cast<std::uintptr_t>(&site));
+    enter_page();
+    if (noted) {
+        call(ptr[r11 + offsetof(FarSite, code)]);
+        come_back();
+    } else {
+        jmp(ptr[r11 + offsetof(FarSite, code)]);
+    }
+}
+
+/// r11 = where the code of `target` is, or exit.
+const FarSite& BlockEmitter::check_site(std::int32_t target)
+{
     clobber();
     check_requests();
-    load_target(target);
-    look_up_code();
-    jump_found();
+    FarSite& site = context_.far_sites.emplace_back();
+    Unknown& unknown = unknown_.emplace_back();
+    unknown.target = target;
+    unknown.site = &site;
+    unknown.step = step_;
+    bind(unknown.back);
+    mov(r11, reinterpret_cast<std::uintptr_t>(&site));
+    mov(r10, state(layout_.code_page));
+    cmp(r10, ptr[r11 + offsetof(FarSite, page)]);
+    jump_if(Condition::NotEqual, unknown.place);
+    mov(r10, state(layout_.generation));
+    cmp(r10, ptr[r11 + offsetof(FarSite, generation)]);
+    jump_if(Condition::NotEqual, unknown.place);
+    return site;
+}
+
+/// @pre r11 is the site.
+void BlockEmitter::enter_page()
+{
+    mov(r10, ptr[r11 + offsetof(FarSite, target_page)]);
+    mov(state(layout_.code_page), r10);
 }
 
 void BlockEmitter::load_target(std::int32_t target)

@@ -155,6 +155,7 @@ void BlockEmitter::emit(std::size_t at,
     steps_.assign(block.op_count, Step{});
     edges_.clear();
     stubs_.clear();
+    unknown_.clear();
     returns_.clear();
     full_.reset();
     noted_ = {};
@@ -166,8 +167,9 @@ void BlockEmitter::emit(std::size_t at,
     ended_ = false;
     // A dropped block is left through what lies here (`Translator::drop`).
     mov(r10d, static_cast<std::uint32_t>(page_offset_));
-    xor_(r11d, r11d);
-    jmp(context_.shared.edge, T_NEAR);
+    constexpr int jump_size = 5;
+    lea(r11, ptr[rip + jump_size]);
+    jmp(context_.shared.moved, T_NEAR);
     body_ = getSize();
     bind(start_);
     is_wide_ = code_size == CodeSize::Bits64;
@@ -291,6 +293,14 @@ void BlockEmitter::emit_cold()
         } else {
             edge(out.target);
         }
+    }
+    for (Unknown& unknown : unknown_) {
+        bind(unknown.place);
+        step_ = unknown.step;
+        load_target(unknown.target);
+        call(reinterpret_cast<const void*>(context_.shared.fill_site));
+        exit_if(Condition::NotEqual);
+        jump(unknown.back);
     }
     for (Return& from : returns_) {
         bind(from.place);

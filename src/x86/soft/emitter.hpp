@@ -76,12 +76,25 @@ struct JumpSite {
     std::uint64_t gfn{};
 };
 
+/// What a direct branch to another page has found in the jump table.
+struct FarSite {
+    // It counts for a branch in this page, for as long as `Chain::generation` is this.
+    std::uint64_t page{};
+    std::uint64_t generation{};
+    std::uint64_t target_page{};  ///< `TranslatedState::code_page` there.
+    const void* code{};
+};
+
 /// Code that all blocks share, in writable memory.
 struct SharedCode {
     const std::uint8_t* enter{};  ///< From C++; r11: where to go on.
     const std::uint8_t* exit{};   ///< r11: the operation, r10: offset of its block in the page.
     const std::uint8_t* edge{};   ///< r11: `JumpSite` or 0, r10: offset of the target.
     const std::uint8_t* untranslated{};  ///< `CpuState::rip` is the target.
+    /// r11: code of a block that has been dropped, r10: its offset in the page.
+    const std::uint8_t* moved{};
+    /// r11: `FarSite` to fill, r10: the branch's target; answers ZF: done.
+    const std::uint8_t* fill_site{};
     const std::uint8_t* load_vectors{};  ///< r10: level wanted; answers ZF.
 };
 
@@ -89,6 +102,7 @@ struct EmitterContext {
     CpuLayout layout;
     SharedCode shared{};
     std::deque<JumpSite> sites{};
+    std::deque<FarSite> far_sites{};
     bool bmi2{};
     bool avx{};
 };
@@ -208,6 +222,9 @@ public:
 
 private:
     void emit_enter(const Xbyak::Label& no_note);
+    void find_jump_entry();
+    void emit_fill_site(const Xbyak::Label& untranslated);
+    void emit_moved(const Xbyak::Label& leave);
     void store_state();
     void save_vectors();
     void restore_host();
@@ -283,6 +300,14 @@ private:
         Flags flags{};
         std::size_t step{};
         bool is_far{};
+    };
+    /// A branch to another page, whose site does not count.
+    struct Unknown {
+        Place place{};
+        Place back{};
+        std::int32_t target{};
+        FarSite* site{};
+        std::size_t step{};
     };
     struct Stub {
         Place place{};
@@ -412,6 +437,9 @@ private:
     void emit_condition(const Insn& insn, std::int32_t target, bool is_near);
     void edge(std::int32_t target, bool is_call = false);
     void far_jump(std::int32_t target);
+    void far_call(std::int32_t target);
+    const FarSite& check_site(std::int32_t target);
+    void enter_page();
     void load_target(std::int32_t target);
     void check_requests();
     void look_up_code();
@@ -443,6 +471,7 @@ private:
     bool ended_{};  ///< Nothing falls through to the next step.
     std::vector<Edge> edges_;
     std::vector<Stub> stubs_;
+    std::vector<Unknown> unknown_;
     std::vector<Return> returns_;
     std::optional<Place> full_;  ///< No room for the note of the block's call: all are forgotten.
     Place noted_{};

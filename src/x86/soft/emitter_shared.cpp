@@ -102,9 +102,89 @@ SharedCode SharedEmitter::emit(const void* take_edge)
     jmp(leave, T_NEAR);
 
     align(16);
+    code.moved = getCurr();
+    emit_moved(leave);
+
+    align(16);
+    code.fill_site = getCurr();
+    emit_fill_site(untranslated);
+
+    align(16);
     code.load_vectors = getCurr();
     emit_load_vectors();
     return code;
+}
+
+/// rax = the jump table's entry for r10, as jump_entry() in dispatch.hpp.  rax goes to `spare`.
+void SharedEmitter::find_jump_entry()
+{
+    static_assert(sizeof(JumpEntry) == 32 && (Chain::table_size & (Chain::table_size - 1)) == 0);
+    const CpuLayout& layout = context_.layout;
+    mov(ptr[r15 + layout.spare], rax);
+    mov(rax, r10);
+    shr(rax, 12);
+    xor_(rax, r10);
+    and_(eax, static_cast<std::uint32_t>(Chain::table_size - 1));
+    shl(eax, 5);
+    add(rax, ptr[r15 + layout.table]);
+}
+
+/// To what is there now, if the jump table has it.
+void SharedEmitter::emit_moved(const Xbyak::Label& leave)
+{
+    const CpuLayout& layout = context_.layout;
+    Xbyak::Label unknown;
+    add(r10, ptr[r15 + layout.code_page]);
+    mov(ptr[r15 + layout.rip], r10);
+    mov(ptr[r15 + layout.spare + 8], r11);
+    find_jump_entry();
+    cmp(r10, ptr[rax + offsetof(JumpEntry, rip)]);
+    jne(unknown);
+    mov(r10, ptr[r15 + layout.generation]);
+    cmp(r10, ptr[rax + offsetof(JumpEntry, generation)]);
+    jne(unknown);
+    mov(r11, ptr[rax + offsetof(JumpEntry, code)]);
+    cmp(r11, ptr[r15 + layout.spare + 8]);
+    je(unknown);
+    mov(rax, ptr[r15 + layout.spare]);
+    jmp(r11);
+    L(unknown);
+    mov(rax, ptr[r15 + layout.spare]);
+    xor_(r11d, r11d);
+    jmp(leave, T_NEAR);
+}
+
+/// Not with what is not translated: nothing would tell the site that it is.
+void SharedEmitter::emit_fill_site(const Xbyak::Label& untranslated)
+{
+    const CpuLayout& layout = context_.layout;
+    Xbyak::Label refuse;
+    find_jump_entry();
+    cmp(r10, ptr[rax + offsetof(JumpEntry, rip)]);
+    jne(refuse);
+    and_(r10, 0xffff'f000U);
+    mov(ptr[r15 + layout.spare + 8], r10);
+    mov(r10, ptr[r15 + layout.generation]);
+    cmp(r10, ptr[rax + offsetof(JumpEntry, generation)]);
+    jne(refuse);
+    mov(r10, ptr[rax + offsetof(JumpEntry, code)]);
+    lea(rax, ptr[rip + untranslated]);
+    cmp(r10, rax);
+    je(refuse);
+    mov(ptr[r11 + offsetof(FarSite, code)], r10);
+    mov(r10, ptr[r15 + layout.spare + 8]);
+    mov(ptr[r11 + offsetof(FarSite, target_page)], r10);
+    mov(r10, ptr[r15 + layout.code_page]);
+    mov(ptr[r11 + offsetof(FarSite, page)], r10);
+    mov(r10, ptr[r15 + layout.generation]);
+    mov(ptr[r11 + offsetof(FarSite, generation)], r10);
+    mov(rax, ptr[r15 + layout.spare]);
+    cmp(eax, eax);
+    ret();
+    L(refuse);
+    mov(rax, ptr[r15 + layout.spare]);
+    test(r15, r15);  // Never 0.
+    ret();
 }
 
 void SharedEmitter::emit_enter(const Xbyak::Label& no_note)

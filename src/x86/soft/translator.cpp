@@ -22,7 +22,7 @@ constexpr std::size_t memory_size = std::size_t{128} << 20U;
 constexpr std::size_t stress_memory_size = std::size_t{512} << 10U;
 constexpr unsigned hot = 32;
 constexpr std::size_t owned_size = 4096;
-constexpr std::size_t dead_exit_size = 14;  ///< What lies before a block's code (emitter.cpp).
+constexpr std::size_t dead_exit_size = 18;  ///< What lies before a block's code (emitter.cpp).
 
 }  // namespace
 
@@ -38,7 +38,7 @@ Translator::Translator(Cpu& cpu, bool stress)
     : cpu_(cpu),
       stress_(stress),
       threshold_(stress ? 1 : hot),
-      context_{CpuLayout{cpu}, {}, {}, false, false}
+      context_{CpuLayout{cpu}, {}, {}, {}, false, false}
 {
     context_.bmi2 = __builtin_cpu_supports("bmi2") != 0;
     context_.avx = __builtin_cpu_supports("avx") != 0;
@@ -162,12 +162,14 @@ void Translator::translate(Block& block, std::span<const std::byte> bytes, CodeS
     }
     for (int attempt = 0; attempt < 2; ++attempt) {
         const std::size_t sites = context_.sites.size();
+        const std::size_t far_sites = context_.far_sites.size();
         try {
             emitter_->emit(used_, block, bytes, cpu_, code_size);
             commit(block);
             return;
         } catch (const Xbyak::Error& error) {
             context_.sites.resize(sites);
+            context_.far_sites.resize(far_sites);
             if (static_cast<int>(error) != Xbyak::ERR_CODE_IS_TOO_BIG) {
                 return;  // It stays with the interpreter.
             }
@@ -229,6 +231,7 @@ void Translator::clear() noexcept
     }
     translated_.clear();
     context_.sites.clear();
+    context_.far_sites.clear();
     cpu_.jumps.mapping_changed();  // Jump tables forget its code.
     used_ = shared_size_;
     ++cpu_.counters.code_resets;
