@@ -386,10 +386,12 @@ private:
         add_address_sizes();
         if (!intel_) {
             constexpr std::uint32_t lfence_serializes = bit(2);
+            constexpr std::uint32_t null_clears_base = bit(6);
             constexpr std::uint32_t srso_no = bit(29);
-            constexpr std::uint32_t tsa_no =
-                bit(1) | bit(2);  // Of the store queue and the L1 cache.
-            add(leaf(amd_last, lfence_serializes | srso_no, 0, tsa_no, 0));
+            constexpr std::uint32_t tsa_no = bit(1) | bit(2);  // Store queue, L1 cache.
+            add(leaf(amd_last,
+                     (host_leaf(amd_last).eax & null_clears_base) | lfence_serializes | srso_no, 0,
+                     tsa_no, 0));
         }
     }
 

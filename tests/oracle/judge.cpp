@@ -6,6 +6,8 @@
 #include <array>
 #include <span>
 
+#include <cpuid.h>
+
 #include "oracle/rows.hpp"
 #include "x86/cpu_state.hpp"
 #include "x86/soft/insn.hpp"
@@ -87,6 +89,59 @@ constexpr std::array not_judged{
     Line{Kind::Vex, 2, 0xd2, 0xd3, any, -1, Form::Any, not_offered},  // AVX-VNNI-INT16
     Line{Kind::Vex, 2, 0xe0, 0xef, any, -1, Form::Any, not_offered},  // CMPCCXADD
 };
+
+/// What AMD's CPUs do otherwise, while the engine does as Intel's manual says.
+constexpr const char* by_vendor = "AMD's CPUs differ, the engine does as Intel's";
+constexpr std::array not_judged_by_amd{
+    Line{Kind::Legacy, 1, 0x2b, 0x2b, pf3 | pf2, -1, Form::Any, not_offered},  // SSE4a: MOVNTSD
+    Line{Kind::Legacy, 1, 0x78, 0x79, p66 | pf2, -1, Form::Any, not_offered},  // EXTRQ, INSERTQ
+    Line{Kind::Legacy, 1, 0xb9, 0xb9, any, -1, Form::Any, by_vendor},          // UD1 has no ModRM
+    Line{Kind::Legacy, 1, 0xff, 0xff, any, -1, Form::Any, by_vendor},          // UD0
+    Line{Kind::Legacy, 2, 0xc8, 0xcd, np, -1, Form::Memory, by_vendor},        // SHA: unaligned
+    Line{Kind::Legacy, 3, 0xcc, 0xcc, np, -1, Form::Memory, by_vendor},
+    Line{Kind::Legacy, 0, 0xd9, 0xd9, any, 6, Form::Memory, by_vendor},  // FNSTENV: FCS, FDS
+    Line{Kind::Legacy, 0, 0xdd, 0xdd, any, 6, Form::Memory, by_vendor},  // FNSAVE
+    Line{Kind::Legacy, 1, 0xa1, 0xa1, any, -1, Form::Any, by_vendor},    // POP FS: bytes read
+    Line{Kind::Legacy, 1, 0xa9, 0xa9, any, -1, Form::Any, by_vendor},    // POP GS
+};
+
+/// APM Vol. 3: "Near Branches in 64-Bit Mode", where 66 makes them those of 16-bit code; far
+/// pointers, whose offset is never 64 bits wide; LOCK before VERR and VERW, which access memory
+/// first; VPERMQ, VPERMPD, VPINSRQ, VPEXTRQ: what VEX.W does that means nothing; the condition of
+/// LOOPcc with a repeat prefix; XCHG with R8, which stays that with F3; how much MOVSXD reads
+/// with 66; MOV of CR8 by LOCK; parts of a save area with 32-bit addresses.
+bool differs_on_amd(const Encoding& encoding)
+{
+    const unsigned opcode = encoding.opcode;
+    if (encoding.kind == Kind::Vex && encoding.map == 3) {
+        const bool moves = opcode == 0x16 || opcode == 0x22;
+        return (opcode <= 1 && !encoding.w) || (moves && encoding.is_32 && encoding.w);
+    }
+    if (encoding.kind != Kind::Legacy) {
+        return false;
+    }
+    const unsigned group = encoding.group();
+    bool near = false;
+    bool far = false;
+    bool other = false;
+    if (encoding.map == 0) {
+        near = (opcode >= 0x70 && opcode <= 0x7f) || (opcode >= 0xe0 && opcode <= 0xe3) ||
+               opcode == 0xe8 || opcode == 0xe9 || opcode == 0xeb || opcode == 0xc2 ||
+               opcode == 0xc3 || (opcode == 0xff && (group == 2 || group == 4));
+        far = opcode == 0xff && (group == 3 || group == 5);
+        other = ((opcode == 0xe0 || opcode == 0xe1) && (encoding.rep || encoding.repne)) ||
+                (opcode == 0x90 && encoding.rep && (encoding.rex & 1U) != 0) ||
+                (opcode == 0x63 && encoding.operand_size && !encoding.is_32);
+    } else if (encoding.map == 1) {
+        near = opcode >= 0x80 && opcode <= 0x8f;
+        far = opcode == 0xb2 || opcode == 0xb4 || opcode == 0xb5;
+        const bool saves = (opcode == 0xae && group != 2 && group != 3) || opcode == 0xc7;
+        other = (encoding.lock && (opcode == 0 || opcode == 0x20 || opcode == 0x22)) ||
+                (saves && encoding.address_size && !encoding.is_32);
+    }
+    return (near && encoding.operand_size && !encoding.is_32) ||
+           (far && (encoding.rex & 8U) != 0) || other;
+}
 
 /// SDM Vol. 1 "EFLAGS Cross-Reference" and the instructions' own pages in Vol. 2, "Flags
 /// Affected"; APM Vol. 3 agrees, or defines more.
@@ -195,7 +250,7 @@ void judge_faults(const Encoding& encoding, Verdict& verdict)
         }
     }
     // SDM Vol. 2B "MASKMOVQ", "MASKMOVDQU".
-    verdict.may_fault = encoding.map == 1 && encoding.opcode == 0xf7;
+    verdict.may_fault |= encoding.map == 1 && encoding.opcode == 0xf7;
     verdict.mmx_transition = is_mmx(encoding);
     const bool repeats = encoding.kind == Kind::Legacy && encoding.map == 0 &&
                          (encoding.rep || encoding.repne) && encoding.opcode >= 0xa4 &&
@@ -221,6 +276,34 @@ bool matches(const Line& line, const Encoding& encoding)
            encoding.opcode >= line.first && encoding.opcode <= line.last &&
            ((line.prefixes >> encoding.pp) & 1U) != 0 && form &&
            (line.group < 0 || static_cast<unsigned>(line.group) == encoding.group());
+}
+
+void judge_by_amd(const Encoding& encoding, Verdict& verdict)
+{
+    verdict.is_amd = true;
+    for (const Line& line : not_judged_by_amd) {
+        if (matches(line, encoding)) {
+            verdict.not_judged = line.why;
+        }
+    }
+    if (differs_on_amd(encoding)) {
+        verdict.not_judged = by_vendor;
+    }
+    // An unmasked exception keeps a value from being stored: they look whether it could be.
+    const bool is_x87 = (encoding.opcode & 0xf8U) == 0xd8 && !encoding.has_register_form();
+    // Selectors are popped by as many bytes as RSP moves.
+    const unsigned opcode = encoding.opcode;
+    const bool pops_selector = opcode == 0xca || opcode == 0xcb || opcode == 0xcf ||
+                               opcode == 0x07 || opcode == 0x17 || opcode == 0x1f;
+    verdict.may_fault =
+        encoding.kind == Kind::Legacy && encoding.map == 0 && (is_x87 || pops_selector);
+    verdict.gathers = encoding.kind == Kind::Vex && encoding.map == 2 && encoding.opcode >= 0x90 &&
+                      encoding.opcode <= 0x93;
+    const bool compares = (encoding.opcode | 9U) == 0xaf;  // CMPS, SCAS.
+    if (encoding.kind == Kind::Legacy && encoding.map == 0 && compares &&
+        (encoding.rep || encoding.repne)) {
+        verdict.undefined_flags |= all;  // Of one that faults: those of the last that did not.
+    }
 }
 
 /// SDM Vol. 2B "SAL/SAR/SHL/SHR—Shift", "RCL/RCR/ROL/ROR—Rotate".
@@ -317,6 +400,12 @@ Verdict judge_at(const Case& each, std::size_t offset)
             return verdict;
         }
     }
+    if (is_amd()) {
+        judge_by_amd(encoding, verdict);
+        if (verdict.not_judged != nullptr) {
+            return verdict;
+        }
+    }
     for (const Line& line : undefined_flags) {
         if (matches(line, encoding)) {
             verdict.undefined_flags |= line.undefined;
@@ -334,6 +423,19 @@ Verdict judge_at(const Case& each, std::size_t offset)
 
 }  // namespace
 
+bool is_amd()
+{
+    static const bool amd = [] {
+        unsigned eax = 0;
+        unsigned ebx = 0;
+        unsigned ecx = 0;
+        unsigned edx = 0;
+        constexpr unsigned auth = 0x6874'7541;  // Of "AuthenticAMD".
+        return __get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0 && ebx == auth;
+    }();
+    return amd;
+}
+
 Verdict judge(const Case& each)
 {
     return judge_at(each, 0);
@@ -346,10 +448,13 @@ Verdict judge(const Case& each, const Outcome& native)
     }
     const std::uint64_t offset = native.out.rip - linear_of(each.code_offset);
     if (native.ending >= 256 || offset >= each.code_size) {
-        return {};
+        Verdict verdict;
+        verdict.is_amd = is_amd();
+        return verdict;
     }
     Verdict verdict = judge_at(each, offset);
-    verdict.undefined_flags = 0;  // Those of the instructions before, which left none.
+    // Those of the instructions before, which left none.
+    verdict.undefined_flags = verdict.is_amd && verdict.repeats ? all : 0;
     verdict.undefined_registers = 0;
     return verdict;
 }

@@ -45,7 +45,14 @@ struct Verdict {
     bool several_steps{};
     /// Whether MXCSR has the flags of a result that then cannot be stored is not said.
     bool mxcsr_before_store{};
+    /// The host is AMD's.
+    bool is_amd{};
+    /// On AMD's CPUs a gather that faults leaves elements of the mask as they were.
+    bool gathers{};
 };
+
+/// Whether the host's CPU is AMD's.
+[[nodiscard]] bool is_amd();
 
 /// Of the case's first instruction; of one of several, if it is the one that `native` ended with.
 [[nodiscard]] Verdict judge(const Case& each);

@@ -79,6 +79,7 @@ TEST_P(PlantedBugTest, IsFound)
     Arena image{};
     from_text(oracle->differences().front().test, each, image);
     EXPECT_TRUE(GetParam().concerns(parse({each.code.data(), each.code_size}, each.is_32)))
+        << oracle->differences().front().test << "\n"
         << oracle->differences().front().text;
 }
 

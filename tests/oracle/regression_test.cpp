@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "oracle/case_text.hpp"
+#include "oracle/judge.hpp"
 #include "oracle/oracle.hpp"
 
 namespace vmm::oracle {
@@ -37,6 +38,11 @@ protected:
     std::unique_ptr<Oracle> oracle;
 };
 
+#define SKIP_ON_AMD()                                                                              \
+    if (is_amd()) {                                                                                \
+        GTEST_SKIP() << "AMD's CPUs do it otherwise, the engine does as Intel's";                  \
+    }
+
 TEST_F(OracleRegression, UndefinedInstructionsAreFetchedWhole)
 {
     expect_agreement("code=660f3a at=0x1ffb");
@@ -59,6 +65,7 @@ TEST_F(OracleRegression, TooLongComesBeforeUndefinedAndAfterFetching)
 
 TEST_F(OracleRegression, ThreeDNowEndsWithItsOpcode)
 {
+    SKIP_ON_AMD();
     expect_agreement("code=660f0f65 bits=32 at=0x1ffc");
     expect_agreement("code=3e3e3e3e3e3e3e3e3e3ef20f0f46 bits=32");
     expect_agreement("code=3e3e3e3e3e3e3e3e3e3ef20f78 bits=32");
@@ -73,6 +80,7 @@ TEST_F(OracleRegression, UndefinedVexIsAsLongAsWithoutAPrefix)
 
 TEST_F(OracleRegression, SelectorsArePoppedByTwoBytes)
 {
+    SKIP_ON_AMD();
     expect_agreement("code=cb bits=32 rsp=0x20003ffa patch:0x20003ffa=000100302300");
 }
 
@@ -158,6 +166,7 @@ TEST_F(OracleRegression, GatherThatFaultsLeavesItsMaskExtended)
 
 TEST_F(OracleRegression, VectorsRaiseNoAlignmentCheck)
 {
+    SKIP_ON_AMD();
     expect_agreement("code=c5fc5c4e33 rsi=0x20001001 flags=0x40202");
     expect_agreement("code=c4e2791317 rdi=0x2000213c flags=0x40202");
     expect_agreement("code=c4c2792c07 rdi=0x20001cf3 flags=0x40202 "
@@ -220,6 +229,7 @@ TEST_F(OracleRegression, HalfPrecisionUnderflow)
 /// The header of the area is beyond 4 GiB but for the address size.
 TEST_F(OracleRegression, PartsOfASaveAreaAreAddressedInTheInstructionsAddressSize)
 {
+    SKIP_ON_AMD();
     expect_agreement("code=670faea87dfeffff rax=3");
 }
 

@@ -9,6 +9,7 @@
 #include "vmm/x86/control_registers.hpp"
 #include "x86/cpuid.hpp"
 #include "x86/soft/engine.hpp"
+#include "x86/soft/x87.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::oracle {
@@ -384,6 +385,10 @@ void SoftMachine::collect(const EngineExit& exit, Outcome& outcome)
     std::copy_n(state.gpr.begin(), out.gpr.size(), out.gpr.begin());
     std::memcpy(out.x87.data(), state.fpu.x87.data(), out.x87.size());
     std::memset(out.x87.data() + 24, 0, 8);
+    // As the host's XSAVE shows it.
+    if ((out.x87[2] & 0x80U) == 0 && soft::x87_hides_pointers(state.cpuid)) {
+        std::memset(out.x87.data() + 6, 0, 18);
+    }
     std::memcpy(out.ymm.data(), state.fpu.ymm.data(), sizeof out.ymm);
     out.mxcsr = state.fpu.mxcsr;
     for (const SegmentIndex each : {Es, Ds, Fs, Gs}) {

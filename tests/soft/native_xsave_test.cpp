@@ -4,6 +4,7 @@
 
 #include "soft/native_fixture.hpp"
 #include "vmm/x86/control_registers.hpp"
+#include "x86/soft/build_block.hpp"
 
 namespace vmm::x86::soft::test {
 namespace {
@@ -65,6 +66,29 @@ protected:
     Cpu& cpu = machine.cpu;
     Random random{21};
 };
+
+/// Where the last instruction was is shown with an exception only, or always.
+TEST_F(NativeXsave, PointersAreShownWhereTheHostShowsThem)
+{
+    alignas(16) std::array<std::byte, 512> before{};
+    alignas(16) std::array<std::byte, 512> after{};
+    asm volatile("fxsave64 %[before]\n\tfninit\n\tfld1\n\tfxsave64 %[after]\n\tfxrstor64 %[before]"
+                 : [before] "+m"(before), [after] "=m"(after));
+    std::uint64_t host = 0;
+    std::memcpy(&host, after.data() + 8, sizeof host);
+    cpu.gpr[17] = 0x1000;
+    ASSERT_TRUE(machine.run({0xd9, 0xe8}).selected);  // fld1
+    ASSERT_EQ(vector_of(fxsave64), -1);
+    EXPECT_EQ(machine.get<std::uint64_t>(area + 8) != 0, host != 0);
+}
+
+TEST_F(NativeXsave, APrefetchOfARegisterIsIntels)
+{
+    const Bytes prefetch{0x0f, 0x0d, 0xc3};
+    ASSERT_EQ(decode(std::as_bytes(std::span{prefetch}), CodeSize::Bits64, machine.insn),
+              DecodeStatus::Ok);
+    EXPECT_EQ(is_offered(cpu, machine.insn), cpu.cpuid.is_intel());
+}
 
 TEST_F(NativeXsave, FxsaveIsTheHostsImage)
 {

@@ -670,6 +670,7 @@ TEST(Sysenter, LongModeIsIntelsOnly)
     amd.set_long(3);
     amd.cpu.sysenter_cs = 0x48;
     EXPECT_EQ(outcome_of(amd.cpu, [&] { sysenter(amd.cpu); }), fault(Vector::UD));
+    EXPECT_EQ(outcome_of(amd.cpu, [&] { sysexit(amd.cpu, 8); }), fault(Vector::GP));
     amd.set_long(0);
     EXPECT_EQ(outcome_of(amd.cpu, [&] { sysexit(amd.cpu, 8); }), fault(Vector::UD));
 }

@@ -19,6 +19,11 @@ bool is_offered(const Cpu& cpu, const Insn& insn) noexcept
     if (insn.vex && vector && !cpuid.has(feature::avx)) {
         return false;
     }
+    // PREFETCH of a register: a NOP by Intel's manual, none by AMD's.
+    if (insn.map == OpcodeMap::Map0F && insn.opcode == 0x0d && !insn.has_memory &&
+        !cpuid.is_intel()) {
+        return false;
+    }
     switch (insn.isa) {
     case Isa::Base:
     case Isa::X87:  // Without an FPU, CR0.EM decides.

@@ -264,7 +264,7 @@ void BlockEmitter::call_found()
 bool BlockEmitter::is_noted() const
 {
     const auto next = static_cast<std::size_t>(op_->next_offset());
-    if (next + 1 >= bytes_.size()) {
+    if (!context_.predicts_returns || next + 1 >= bytes_.size()) {
         return false;  // Or it comes back to another page.
     }
     const auto first = std::to_integer<unsigned>(bytes_[next]);
@@ -331,6 +331,12 @@ bool BlockEmitter::emit_return(const Insn& insn)
     clobber();
     check_requests();
     mov(sized(r10), word_at(address_of(word_near(Rsp, 0, false))));
+    if (!context_.predicts_returns) {
+        look_up_code();
+        release_stack(released);
+        jump_found();
+        return true;
+    }
     Return& unpredicted = returns_.emplace_back();
     unpredicted.step = step_;
     unpredicted.released = released;

@@ -105,6 +105,7 @@ struct EmitterContext {
     std::deque<FarSite> far_sites{};
     bool bmi2{};
     bool avx{};
+    bool predicts_returns{};  ///< By `CallNote`s.
 };
 
 /// What a guest's CALL leaves on the host's stack, by CALL itself, so that its RET is one of the

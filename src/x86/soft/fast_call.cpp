@@ -117,10 +117,13 @@ void sysenter(Cpu& cpu)
 
 void sysexit(Cpu& cpu, unsigned operand_size)
 {
+    if (cpu.protected_mode() && cpu.cpl != 0U) {
+        raise(Vector::GP, 0);
+    }
     if (cpu.long_mode() && !cpu.cpuid.is_intel()) {
         raise(Vector::UD);
     }
-    if (!cpu.protected_mode() || cpu.cpl != 0U || (cpu.sysenter_cs & 0xfffcU) == 0U) {
+    if (!cpu.protected_mode() || (cpu.sysenter_cs & 0xfffcU) == 0U) {
         raise(Vector::GP, 0);
     }
     const bool to_64 = operand_size == 8U;

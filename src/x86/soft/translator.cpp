@@ -22,6 +22,14 @@ constexpr std::size_t memory_size = std::size_t{128} << 20U;
 constexpr std::size_t stress_memory_size = std::size_t{512} << 10U;
 constexpr unsigned hot = 32;
 constexpr std::size_t owned_size = 4096;
+/// Whether the host checks that RET goes where CALL came from.  SDM Vol. 1 "Shadow Stacks".
+bool has_shadow_stack() noexcept
+{
+    std::uint64_t pointer = 0;
+    asm volatile(".byte 0xf3, 0x48, 0x0f, 0x1e, 0xc8" : "+a"(pointer));  // RDSSPQ, or a NOP.
+    return pointer != 0;
+}
+
 constexpr std::size_t dead_exit_size = 18;  ///< What lies before a block's code (emitter.cpp).
 
 }  // namespace
@@ -38,10 +46,11 @@ Translator::Translator(Cpu& cpu, bool stress)
     : cpu_(cpu),
       stress_(stress),
       threshold_(stress ? 1 : hot),
-      context_{CpuLayout{cpu}, {}, {}, {}, false, false}
+      context_{CpuLayout{cpu}, {}, {}, {}, false, false, false}
 {
     context_.bmi2 = __builtin_cpu_supports("bmi2") != 0;
     context_.avx = __builtin_cpu_supports("avx") != 0;
+    context_.predicts_returns = !has_shadow_stack();
 }
 
 /// Takes memory, if that has not been done.

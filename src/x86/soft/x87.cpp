@@ -56,6 +56,21 @@ constexpr std::size_t st_bytes = 128;
 
 }  // namespace
 
+bool x87_hides_pointers(const Cpuid& cpuid) noexcept
+{
+    static const bool hidden = [] {
+        alignas(16) std::array<std::byte, 512> before{};
+        alignas(16) std::array<std::byte, 512> after{};
+        asm volatile("fxsave64 %[before]\n\tfninit\n\tfld1\n\tfxsave64 %[after]\n\t"
+                     "fxrstor64 %[before]"
+                     : [before] "+m"(before), [after] "=m"(after));
+        std::uint64_t instruction = 0;
+        std::memcpy(&instruction, after.data() + x87_image::fip, sizeof instruction);
+        return instruction == 0;
+    }();
+    return hidden && !cpuid.is_intel();
+}
+
 std::uint8_t x87_pointer_rules(const Cpuid& cpuid) noexcept
 {
     constexpr CpuidFeature fdp_on_error{7, 0, CpuidRegister::Ebx, 6};

@@ -56,6 +56,9 @@ inline constexpr std::uint8_t fop_on_error = 4;  ///< FOP likewise.
 
 /// Those of the CPU that `cpuid` describes.
 [[nodiscard]] std::uint8_t x87_pointer_rules(const Cpuid& cpuid) noexcept;
+/// Whether FXSAVE and XSAVE store FOP, FIP and FDP as 0 unless there is an unmasked exception. Some
+/// of AMD's CPUs do; none says so in CPUID, so that it is the host that is asked.
+[[nodiscard]] bool x87_hides_pointers(const Cpuid& cpuid) noexcept;
 
 /// An instruction that works on the host's FPU as it is, with another address for its operand.
 struct X87Form {

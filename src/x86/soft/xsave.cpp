@@ -57,6 +57,17 @@ void put_x87(const FpuRegisters& fpu, Legacy& area) noexcept
     std::memcpy(area.data() + x87_image::st, fpu.x87.data() + x87_image::st, st_size);
 }
 
+/// What the guest itself sees of it.
+void show_x87(const Cpu& cpu, Legacy& area) noexcept
+{
+    put_x87(cpu.fpu, area);
+    constexpr unsigned error_summary = 0x80;
+    if ((x87_image::get<std::uint16_t>(cpu.fpu, x87_image::fsw) & error_summary) == 0 &&
+        x87_hides_pointers(cpu.cpuid)) {
+        std::memset(area.data() + x87_image::fop, 0, x87_control_size - x87_image::fop);
+    }
+}
+
 void take_x87(FpuRegisters& fpu, const Legacy& area) noexcept
 {
     std::memcpy(fpu.x87.data(), area.data(), x87_control_size);
@@ -244,7 +255,7 @@ private:
     const std::uint64_t linear = aligned_address(cpu, *op, legacy_size, Access::Write, 16);
     fpu_release(cpu);
     Legacy area{};
-    put_x87(cpu.fpu, area);
+    show_x87(cpu, area);
     if (op->extra == 0) {
         narrow_pointers(area, keeps_selectors(cpu) && !cpu.code_64());
     }
@@ -294,7 +305,7 @@ void write_components(const Cpu& cpu,
     const std::size_t count = register_count(cpu);
     Legacy area{};
     if ((components & x87_component) != 0) {
-        put_x87(cpu.fpu, area);
+        show_x87(cpu, area);
         if (op.extra == 0) {
             narrow_pointers(area, keeps_selectors(cpu) && !cpu.code_64());
         }
