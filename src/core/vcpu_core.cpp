@@ -212,7 +212,9 @@ Result<Exit> VcpuCore::run() noexcept
             left = Exit{DirtyRingFull{}, this};
             return result;
         }
-        choose_event();
+        if (may_have_event()) {
+            choose_event();
+        }
         if (lapic_ != nullptr) {
             share_lapic();
         }
@@ -227,7 +229,8 @@ Result<Exit> VcpuCore::run() noexcept
             note_delivered_nmi(cpu);
         }
         if (exit.reason == EngineExit::Reason::HostError) [[unlikely]] {
-            return host_error(static_cast<int>(exit.hardware_reason));
+            result = host_error(static_cast<int>(exit.hardware_reason));
+            return result;
         }
         if (handle(exit, cpu.rip, left)) {
             return result;
@@ -428,11 +431,18 @@ void VcpuCore::note_delivered_nmi(x86::CpuState& cpu) noexcept
     ++counters_.nmi_injections;
 }
 
-/// SDM Vol. 3A "Priority Among Concurrent Events": traps of the instruction before, NMI, external
-/// interrupt.
 void VcpuCore::choose_event() noexcept
 {
     x86::CpuState& cpu = state(StateGroup::Registers);
+    choose_event(cpu);
+    waits_for_window_ =
+        cpu.nmi_window_requested || cpu.smi_window_requested || cpu.irq_window_requested;
+}
+
+/// SDM Vol. 3A "Priority Among Concurrent Events": traps of the instruction before, NMI, external
+/// interrupt.
+void VcpuCore::choose_event(x86::CpuState& cpu) noexcept
+{
     cpu.nmi_window_requested = false;
     cpu.smi_window_requested = false;
     cpu.irq_window_requested = user_irq_window_ && !block_events_ && takes_user_interrupts();

@@ -181,7 +181,15 @@ private:
     void wait_for_event() noexcept;
     [[nodiscard]] bool may_go_on() noexcept;
     [[nodiscard]] bool poll_for_event() noexcept;
+    /// False: `choose_event()` would find none, and no window to ask for.
+    [[nodiscard]] bool may_have_event() const noexcept
+    {
+        return lapic_ != nullptr || waits_for_window_ || block_events_ || user_irq_window_ ||
+               user_interrupt_.has_value() || smi_pending_.load(std::memory_order_relaxed) ||
+               nmi_pending_.load(std::memory_order_relaxed) != 0U;
+    }
     void choose_event() noexcept;
+    void choose_event(x86::CpuState& cpu) noexcept;
     void note_delivered_nmi(x86::CpuState& cpu) noexcept;
     /// An SMI is pending and the vCPU not in its handler.
     [[nodiscard]] bool has_smi() noexcept
@@ -252,10 +260,11 @@ private:
     x86::MsrExitReason msr_refusal_{};           // Of the MSR access that leaves.
     std::shared_ptr<VcpuDirtyRing> dirty_ring_;  // Null where pages are logged otherwise.
     ExitCounters counters_;
-    bool io_pending_{};       // The last exit was an access that the next entry completes.
-    bool block_events_{};     // A debugger wants no interrupt.
-    bool user_irq_window_{};  // The caller wants `IrqWindow`.
-    bool monitor_changed_{};  // By IA32_MISC_ENABLE: CPUID is to follow.
+    bool io_pending_{};        // The last exit was an access that the next entry completes.
+    bool waits_for_window_{};  // The engine has been asked for one.
+    bool block_events_{};      // A debugger wants no interrupt.
+    bool user_irq_window_{};   // The caller wants `IrqWindow`.
+    bool monitor_changed_{};   // By IA32_MISC_ENABLE: CPUID is to follow.
     bool shutdown_{};  // A triple fault is pending, as of a machine check: the next run ends so.
     std::optional<std::uint8_t> user_interrupt_;   // KVM_INTERRUPT, waiting.
     std::optional<x86::Event> pending_exception_;  // Of set_events(), not yet taken up.
