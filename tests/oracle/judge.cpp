@@ -99,10 +99,11 @@ constexpr std::array not_judged_by_amd{
     Line{Kind::Legacy, 1, 0xff, 0xff, any, -1, Form::Any, by_vendor},          // UD0
     Line{Kind::Legacy, 2, 0xc8, 0xcd, np, -1, Form::Memory, by_vendor},        // SHA: unaligned
     Line{Kind::Legacy, 3, 0xcc, 0xcc, np, -1, Form::Memory, by_vendor},
-    Line{Kind::Legacy, 0, 0xd9, 0xd9, any, 6, Form::Memory, by_vendor},  // FNSTENV: FCS, FDS
-    Line{Kind::Legacy, 0, 0xdd, 0xdd, any, 6, Form::Memory, by_vendor},  // FNSAVE
-    Line{Kind::Legacy, 1, 0xa1, 0xa1, any, -1, Form::Any, by_vendor},    // POP FS: bytes read
-    Line{Kind::Legacy, 1, 0xa9, 0xa9, any, -1, Form::Any, by_vendor},    // POP GS
+    Line{Kind::Legacy, 0, 0xd9, 0xd9, any, 6, Form::Memory, by_vendor},   // FNSTENV: FCS, FDS
+    Line{Kind::Legacy, 0, 0xdd, 0xdd, any, 6, Form::Memory, by_vendor},   // FNSAVE
+    Line{Kind::Legacy, 0, 0x62, 0x62, any, -1, Form::Memory, by_vendor},  // BOUND: reads both
+    Line{Kind::Legacy, 1, 0xa1, 0xa1, any, -1, Form::Any, by_vendor},     // POP FS: bytes read
+    Line{Kind::Legacy, 1, 0xa9, 0xa9, any, -1, Form::Any, by_vendor},     // POP GS
 };
 
 /// APM Vol. 3: "Near Branches in 64-Bit Mode", where 66 makes them those of 16-bit code; far
