@@ -60,6 +60,8 @@ machine "the engine suite beside kvm_amd" 'kvm_amd vmm_helper' 'PASSED' "$bin/vm
     "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*svm'"
 machine "the engine suite on kvm_amd" kvm_amd 'PASSED' "$bin/vmm_core_tests" -- \
     "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*kvm'"
+machine "the engine suite on kvm_amd with the kernel's irqchip" kvm_amd 'PASSED' "$bin/vmm_core_tests" -- \
+    "/vmm/vmm_core_tests --gtest_brief=1 '--gtest_filter=Engines/*kernel_irqchip'"
 # The same of the kernel's KVM itself, and of the engines below the shim.
 for engine in kernel kvm svm; do
     machine "KVM's ABI: what is expected of $engine" 'kvm_amd vmm_helper' 'PASSED' "$bin/vmm_shim_tests" "$root/KVM.md" -- \
@@ -81,6 +83,8 @@ wait \$vm && echo stays \$(cat /tmp/out) \$(rmmod vmm_helper && echo unloaded)"
 # The guest on kvm_amd says so where it writes its exit status: QEMU 7.2 refuses user mode's OUT where the TSS is marked busy.
 for cpus in 1 2; do
     machine "Debian's kernel with $cpus CPUs" vmm_helper "^$cpus\$" "${guest[@]}" -- "$(linux svm "$cpus")"
+    machine "Debian's kernel with $cpus CPUs on kvm_amd with its irqchip" kvm_amd "^$cpus\$" "${guest[@]}" -- \
+        "$(linux 'kvm --irqchip kernel' "$cpus") | grep -v 'Segmentation fault'"
     machine "Debian's kernel with $cpus CPUs, and another one on kvm_amd" 'kvm_amd vmm_helper' \
         "^kvm 1 Linux( Segmentation fault)? svm $cpus Linux" \
         "${guest[@]}" -- "$(linux kvm 1) >/tmp/kvm & $(linux svm "$cpus") >/tmp/svm; wait; echo kvm \$(cat /tmp/kvm) svm \$(cat /tmp/svm)"

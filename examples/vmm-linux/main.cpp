@@ -175,7 +175,8 @@ Result<int> boot(const Options& options)
     VMM_TRY(const vmm::Kvm kvm, vmm::Kvm::open({.engine = options.engine,
                                                 .lockstep = options.lockstep,
                                                 .soft_mode = options.soft_mode,
-                                                .lockstep_soft_mode = options.lockstep_soft_mode}));
+                                                .lockstep_soft_mode = options.lockstep_soft_mode,
+                                                .irqchip = options.irqchip}));
     VMM_TRY(const auto loop, vmm::EventLoop::create());
     Console console;
     bool opened = false;

@@ -14,7 +14,7 @@ namespace vmm_linux {
 const char* const usage =
     "usage: vmm-linux --kernel FILE [--initrd FILE] [--append STRING] [--memory SIZE] [--cpus N]\n"
     "                 [--engine auto|soft|kvm|svm|vmx] [--lockstep ENGINE,ENGINE] [--statistics]\n"
-    "                 [--no-reboot] [--pv +BIT,-BIT,...]\n"
+    "                 [--irqchip library|kernel] [--no-reboot] [--pv +BIT,-BIT,...]\n"
     "\n"
     "Boots a Linux kernel (bzImage, ELF vmlinux or PVH) with its console on this terminal.\n"
     "  --append   kernel command line (default: console=ttyS0)\n"
@@ -23,6 +23,9 @@ const char* const usage =
     "  --engine   vmm-info lists them; soft:interpreter is soft without its translator\n"
     "  --lockstep E,F   the engines E and F run the guest and are compared; the first difference "
     "ends it\n"
+    "  --irqchip  who has the interrupt controllers (default: library); kernel is the kernel's "
+    "KVM,\n"
+    "             with --engine kvm alone\n"
     "  --statistics  says at the end what each virtual CPU has counted\n"
     "  --no-reboot   a guest that resets ends the program, with status 0\n"
     "  --pv       KVM's paravirtual features that the guest is offered more (+) or less (-), by "
@@ -153,6 +156,16 @@ Result<void> set_lockstep(Options& options, std::string_view value)
     return vmm::success;
 }
 
+Result<void> set_irqchip(Options& options, std::string_view value)
+{
+    const auto place = vmm::irqchip_place_from_name(value);
+    if (!place) {
+        return wrong(fmt::format("--irqchip {}: give library or kernel", value));
+    }
+    options.irqchip = *place;
+    return vmm::success;
+}
+
 /// "+7,-6".
 Result<void> set_pv(Options& options, std::string_view value)
 {
@@ -189,6 +202,8 @@ Result<void> set_option(Options& options, std::string_view name, std::string_vie
         return set_engine(options, value);
     } else if (name == "--lockstep") {
         return set_lockstep(options, value);
+    } else if (name == "--irqchip") {
+        return set_irqchip(options, value);
     } else if (name == "--pv") {
         return set_pv(options, value);
     } else {

@@ -20,6 +20,7 @@ struct Options {
     std::optional<vmm::Engine> lockstep{};  ///< A second engine to compare the first with.
     vmm::SoftMode soft_mode{vmm::SoftMode::Translator};
     std::optional<vmm::SoftMode> lockstep_soft_mode{};
+    vmm::IrqchipPlace irqchip{vmm::IrqchipPlace::Library};
     /// KVM's paravirtual features, bits of CPUID 0x40000001.EAX: offered though the library's offer
     /// has them not, and not offered though it has.
     std::uint32_t pv_added{};

@@ -76,8 +76,8 @@ struct MsrWrite {
     x86::MsrAnswer* answer;  ///< As of `MsrRead`.
 };
 
-/// The guest executed HLT.  Only without an in-library interrupt controller: with one, HLT waits
-/// inside `run()`.
+/// The guest executed HLT.  Only without an interrupt controller: with one, HLT waits inside
+/// `run()`.
 struct Halt {};
 
 /// The guest triple-faulted.

@@ -48,6 +48,20 @@ enum class SoftMode : std::uint8_t {
 [[nodiscard]] VMM_API std::string_view name(SoftMode mode) noexcept;
 [[nodiscard]] VMM_API std::optional<SoftMode> soft_mode_from_name(std::string_view name) noexcept;
 
+/// Who has the interrupt controllers that `Vm::create_irqchip()` and `Vm::create_split_irqchip()`
+/// make, and with them the local APICs, HLT, INIT and SIPI.
+enum class IrqchipPlace : std::uint8_t {
+    Library,  ///< This library: the same on each engine.
+    /// The kernel's KVM: on `Engine::kvm` alone.  Interrupts, IPIs and timers cost no exit, and a
+    /// vCPU that halts sleeps in the kernel.
+    Kernel,
+};
+
+/// "library" or "kernel".
+[[nodiscard]] VMM_API std::string_view name(IrqchipPlace place) noexcept;
+[[nodiscard]] VMM_API std::optional<IrqchipPlace> irqchip_place_from_name(
+    std::string_view name) noexcept;
+
 /// Whether an engine can run guests here.
 struct EngineReport {
     Engine engine{};
@@ -152,6 +166,20 @@ struct KvmOptions {
     std::optional<SoftMode> lockstep_soft_mode{};
     /// Whether exits are counted and timed; clear, `Vcpu::statistics()` has what else is counted.
     bool statistics{true};
+    /// Who has the interrupt controllers.  With `IrqchipPlace::Kernel` the API is the same, and
+    /// KVM's where KVM differs from the library:
+    ///
+    /// - `Vm::create_irqchip()` is KVM_CREATE_IRQCHIP; `Vm::create_split_irqchip()` is
+    ///   KVM_CAP_SPLIT_IRQCHIP, with which a resampling irqfd is refused (EINVAL), and where each
+    ///   end of an interrupt leaves whose vector a route of the first pins has, also of one that
+    ///   was not level-triggered.
+    /// - The MSRs of steal time, asynchronous page faults, silent EOI and poll control are KVM's
+    ///   too, offered as far as KVM offers them.
+    /// - `Vm::set_halt_poll_ns()` begins with the host's own (kvm.halt_poll_ns).
+    /// - `Vcpu::report_tpr_accesses()` sees nothing where the CPU has the task priority itself.
+    /// - Statistics of halts, interrupts and port accesses are KVM's, and `exits` are all that left
+    ///   guest code; exits by reason have those that left KVM.
+    IrqchipPlace irqchip{IrqchipPlace::Library};
 };
 
 /// An opened engine.  Move-only; virtual machines created from it may outlive it.
@@ -163,7 +191,8 @@ public:
     ///
     /// @return ENODEV if the engine asked for does not work here; the message says why and what
     /// would fix it.  `Engine::Auto` fails only if no engine works.  EINVAL if the `soft` engine
-    /// may be taken and VMM_SOFT in the environment names none of its modes.
+    /// may be taken and VMM_SOFT in the environment names none of its modes, or for
+    /// `IrqchipPlace::Kernel` on an engine other than `kvm` (`Auto` is one) or in lockstep.
     [[nodiscard]] static Result<Kvm> open(const KvmOptions& options = {});
 
     Kvm(Kvm&&) noexcept;

@@ -162,7 +162,7 @@ public:
     /// With a split irqchip LINT0 of the local APIC must let it through (ExtINT), until when it
     /// waits.
     ///
-    /// @return ENXIO with an in-library PIC, EEXIST while another one waits.
+    /// @return ENXIO where the VM has a PIC, EEXIST while another one waits.
     Result<void> interrupt(std::uint8_t vector);
     /// What KVM_RUN tells with each exit; cheaper than `regs()` and `sregs()`.  With an irqchip
     /// `ready_for_interrupt_injection` is always set, as with KVM.

@@ -174,9 +174,10 @@ public:
     // --- Interrupts and timers.
 
     /// KVM_CREATE_IRQCHIP: PIC pair, I/O APIC and, for each vCPU, a local APIC, with the default
-    /// routing.
+    /// routing.  Whose they are says `KvmOptions::irqchip`, of the split ones and of the PIT too.
     ///
-    /// @return EEXIST the second time, EINVAL once a vCPU exists.
+    /// @return EEXIST the second time or where a device is at the PIC's ports, EINVAL once a vCPU
+    /// exists.
     Result<void> create_irqchip();
     /// KVM_CAP_SPLIT_IRQCHIP: a local APIC for each vCPU, and nothing else.  The caller has the I/O
     /// APIC and the PIC: it sends messages (`signal_msi()`, or routes of type `Msi`), gets
@@ -186,9 +187,10 @@ public:
     /// @param io_apic_pins  0 to 4096.
     /// @return EINVAL above that, EEXIST with an irqchip or once a vCPU exists.
     Result<void> create_split_irqchip(std::uint32_t io_apic_pins);
-    /// KVM_CREATE_PIT2: an 8254 with the speaker gate at port 0x61.
+    /// KVM_CREATE_PIT2: an 8254 with the speaker gate at port 0x61 (KVM_PIT_SPEAKER_DUMMY).
     ///
-    /// @return EEXIST the second time, ENOENT without an irqchip that has a PIC.
+    /// @return EEXIST the second time or where a device is at its ports, ENOENT without an irqchip
+    /// that has a PIC.
     Result<void> create_pit();
 
     /// KVM_IRQ_LINE_STATUS: drives a GSI.
@@ -238,7 +240,8 @@ public:
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept;
 
     /// KVM_CAP_HALT_POLL: how long a vCPU that waits looks by itself whether it may go on before it
-    /// gives up its thread, unless the guest asks not to by MSR_KVM_POLL_CONTROL; 0 at first.
+    /// gives up its thread, unless the guest asks not to by MSR_KVM_POLL_CONTROL; 0 at first, or
+    /// with the kernel's irqchip what the host's KVM has.
     void set_halt_poll_ns(std::uint32_t longest) noexcept;
 
     // --- MSRs.

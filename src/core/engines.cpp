@@ -113,7 +113,8 @@ std::vector<x86::CpuidEntry> supported_cpuid(const KvmOptions& options)
     const bool on_kvm = options.engine == Engine::Kvm || options.lockstep == Engine::Kvm;
     const bool on_svm = options.engine == Engine::Svm || options.lockstep == Engine::Svm;
     const bool on_vmx = options.engine == Engine::Vmx || options.lockstep == Engine::Vmx;
-    auto offer = on_kvm   ? x86::kvm::supported_cpuid(khz)
+    const bool kernel_apics = options.irqchip == IrqchipPlace::Kernel;
+    auto offer = on_kvm   ? x86::kvm::supported_cpuid(khz, kernel_apics)
                  : on_svm ? x86::svm::supported_cpuid(khz)
                  : on_vmx ? x86::vmx::supported_cpuid(khz)
                           : x86::supported_cpuid(khz);

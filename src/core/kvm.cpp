@@ -42,7 +42,45 @@ Result<void> check_by_name(Engine engine)
                     report.fix.empty() ? "use engine soft or auto" : "to mend it, " + report.fix)};
 }
 
+/// The kernel's interrupt controllers are there on the kernel's KVM alone.
+Result<void> check_irqchip(const KvmOptions& options)
+{
+    if (options.irqchip == IrqchipPlace::Library) {
+        return success;
+    }
+    if (options.engine != Engine::Kvm || options.lockstep) {
+        return Error{std::errc::invalid_argument,
+                     fmt::format("irqchip kernel: {} has the library's interrupt controllers "
+                                 "only; name the engine kvm, or take the irqchip library",
+                                 options.lockstep
+                                     ? "two engines in lockstep"
+                                     : fmt::format("engine {}", name(options.engine)))};
+    }
+    VMM_TRY(const x86::kvm::Limits limits, x86::kvm::query_limits());
+    if (!limits.irqchip) {
+        return Error{std::errc::no_such_device,
+                     "irqchip kernel: this /dev/kvm has no interrupt controllers; take the "
+                     "irqchip library"};
+    }
+    return success;
+}
+
 }  // namespace
+
+std::string_view name(IrqchipPlace place) noexcept
+{
+    return place == IrqchipPlace::Kernel ? "kernel" : "library";
+}
+
+std::optional<IrqchipPlace> irqchip_place_from_name(std::string_view wanted) noexcept
+{
+    for (const IrqchipPlace place : {IrqchipPlace::Library, IrqchipPlace::Kernel}) {
+        if (wanted == name(place)) {
+            return place;
+        }
+    }
+    return std::nullopt;
+}
 
 Kvm::Kvm(Kvm&&) noexcept = default;
 Kvm& Kvm::operator=(Kvm&&) noexcept = default;
@@ -57,6 +95,7 @@ Result<Kvm> Kvm::open(const KvmOptions& options)
     if (options.lockstep) {
         VMM_TRY_VOID(check_by_name(*options.lockstep));
     }
+    VMM_TRY_VOID(check_irqchip(options));
     if (options.engine != Engine::Auto) {
         VMM_TRY_VOID(check_by_name(options.engine));
         return Kvm{options};

@@ -75,7 +75,10 @@ void Vcpu::set_regs(const x86::Regs& r) noexcept
     std::copy(values.begin(), values.end(), s.gpr.begin());
     s.rip = r.rip;
     s.rflags = (r.rflags & x86::Rflags::defined) | 2U;
-    s.inject.reset();
+    const auto kind = s.inject ? s.inject->kind : x86::EventKind::HardwareException;
+    if (kind != x86::EventKind::ExternalInterrupt && kind != x86::EventKind::Nmi) {
+        s.inject.reset();  // An interrupt has been acknowledged, and would be lost.
+    }
     core_->state_changed(StateGroup::Registers);
 }
 
@@ -225,18 +228,18 @@ Result<void> Vcpu::set_mp_state(x86::MpState state)
 
 Result<x86::irqchip::LapicState> Vcpu::lapic() const
 {
-    if (core_->lapic() == nullptr) {
+    if (core_->apic() == nullptr) {
         return no_irqchip("lapic");
     }
-    return core_->lapic()->state();
+    return core_->apic()->state();
 }
 
 Result<void> Vcpu::set_lapic(const x86::irqchip::LapicState& lapic)
 {
-    if (core_->lapic() == nullptr) {
+    if (core_->apic() == nullptr) {
         return no_irqchip("set_lapic");
     }
-    return core_->lapic()->set_state(lapic);
+    return core_->apic()->set_state(lapic);
 }
 
 std::optional<Gpa> Vcpu::translate(Gva linear) const noexcept

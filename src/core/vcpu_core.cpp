@@ -38,6 +38,8 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
 {
     auto vcpu = std::make_shared<VcpuCore>(std::move(vm), id);
     VMM_TRY(vcpu->engine_, engine.create_vcpu(*vcpu, id));
+    vcpu->engine_apic_ = vcpu->engine_->apic();
+    vcpu->apic_ = vcpu->engine_apic_;
     x86::CpuState& state = vcpu->state();
     x86::reset_state(state, false);
     state.tsc_offset = vcpu->vm_->synchronised_tsc_offset(0, vcpu->tsc_ratio_);
@@ -48,6 +50,7 @@ Result<std::shared_ptr<VcpuCore>> VcpuCore::create(std::shared_ptr<VmCore> vm,
             return Error{std::errc::file_exists,
                          fmt::format("create_vcpu({}): the local APIC of that id is in use", id)};
         }
+        vcpu->apic_ = vcpu->lapic_.get();
         vcpu->mark_bootstrap();  // Now of the APIC.
         vcpu->mp_state_ =
             vcpu->is_bootstrap() ? x86::MpState::Runnable : x86::MpState::Uninitialized;
@@ -87,10 +90,10 @@ void VcpuCore::mark_bootstrap() noexcept
     constexpr std::uint64_t bsp = 1U << 8U;
     const std::uint64_t others = apic_base() & ~bsp;
     const std::uint64_t base = others | (is_bootstrap() ? bsp : 0U);
-    if (lapic_ == nullptr) {
+    if (apic_ == nullptr) {
         apic_base_ = base;
     } else {
-        static_cast<void>(lapic_->set_apic_base(base, x86::irqchip::ApicBaseWriter::Host));
+        static_cast<void>(apic_->set_apic_base(base, x86::irqchip::ApicBaseWriter::Host));
     }
 }
 
@@ -423,6 +426,16 @@ void VcpuCore::wait_for_event() noexcept
     }
 }
 
+void VcpuCore::hand_over_nmis() noexcept
+{
+    if (nmi_pending_.load(std::memory_order_relaxed) == 0U) {
+        return;
+    }
+    for (unsigned n = nmi_pending_.exchange(0); n != 0U; --n) {
+        engine_apic_->inject_nmi();
+    }
+}
+
 /// The NMI that waited for its window may be with the guest already.
 void VcpuCore::note_delivered_nmi(x86::CpuState& cpu) noexcept
 {
@@ -446,6 +459,10 @@ void VcpuCore::choose_event(x86::CpuState& cpu) noexcept
     cpu.nmi_window_requested = false;
     cpu.smi_window_requested = false;
     cpu.irq_window_requested = user_irq_window_ && !block_events_ && takes_user_interrupts();
+    if (engine_apic_ != nullptr) {
+        hand_over_nmis();  // The rest is the engine's.
+        return;
+    }
     if (block_events_) {
         return;
     }
@@ -579,6 +596,14 @@ bool VcpuCore::handle(const EngineExit& exit, std::uint64_t rip, Exit& left) noe
         counters_.left(ExitKind::MsrWrite, exit.msr, rip);
         left = Exit{MsrWrite{exit.msr, msr_refusal_, exit.msr_value, exit.msr_answer}, this};
         return true;
+    case EngineExit::Reason::IoapicEoi:
+        counters_.left(ExitKind::Request, 0, rip);
+        left = Exit{IoapicEoi{exit.vector}, this};
+        return true;
+    case EngineExit::Reason::TprAccess:
+        counters_.left(ExitKind::Request, 0, rip);
+        left = Exit{TprAccess{Gva{exit.tpr_access.rip}, exit.tpr_access.is_write}, this};
+        return true;
     case EngineExit::Reason::HostError: break;  // `run()` has returned it.
     }
     left = Exit{InternalError{{}}, this};
@@ -695,8 +720,8 @@ bool VcpuCore::may_answer_mmio(Gpa gpa, std::size_t size) noexcept
 
 void VcpuCore::write_cr8(std::uint64_t value) noexcept
 {
-    if (lapic_ != nullptr) {
-        lapic_->set_cr8(static_cast<std::uint8_t>(value));
+    if (apic_ != nullptr) {
+        apic_->set_cr8(static_cast<std::uint8_t>(value));
     } else {
         state(StateGroup::None).cr8 = value;
     }
@@ -704,7 +729,7 @@ void VcpuCore::write_cr8(std::uint64_t value) noexcept
 
 std::uint64_t VcpuCore::read_cr8() noexcept
 {
-    return lapic_ != nullptr ? lapic_->cr8() : state(StateGroup::None).cr8;
+    return apic_ != nullptr ? apic_->cr8() : state(StateGroup::None).cr8;
 }
 
 bool VcpuCore::has_quirk(std::uint64_t quirk) noexcept

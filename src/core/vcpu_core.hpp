@@ -72,7 +72,8 @@ public:
     Result<void> set_guest_debug(const x86::GuestDebug& debug);
     [[nodiscard]] x86::MpState mp_state() noexcept;
     Result<void> set_mp_state(x86::MpState state);
-    [[nodiscard]] x86::irqchip::LocalApic* lapic() noexcept { return lapic_.get(); }
+    /// The library's or the engine's; null without an irqchip.
+    [[nodiscard]] x86::irqchip::ApicRegisters* apic() noexcept { return apic_; }
     [[nodiscard]] std::optional<Gpa> translate(Gva linear) noexcept;
     Result<void> interrupt(std::uint8_t vector);
     [[nodiscard]] bool ready_for_interrupt_injection() noexcept;
@@ -84,12 +85,12 @@ public:
     void nmi() noexcept { deliver_nmi(); }
     Result<void> smi();
     void set_host_tsc_offset(std::uint64_t offset) noexcept;
-    void report_tpr_accesses(bool wanted) noexcept { reports_tpr_ = wanted; }
+    void report_tpr_accesses(bool wanted) noexcept;
     Result<void> set_vapic_address(Gpa word);
     Result<void> set_tsc_khz(std::uint32_t khz);
     [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
     Result<void> notify_guest_stopped();
-    void enforce_pv_features(bool enforced) noexcept { enforces_pv_features_ = enforced; }
+    void enforce_pv_features(bool enforced) noexcept;
     Result<void> setup_mce(std::uint64_t mcg_cap);
     Result<void> inject_mce(const x86::MachineCheck& error);
     /// kvmclock was set: the guest's page needs new contents.  Any thread.
@@ -190,6 +191,8 @@ private:
     }
     void choose_event() noexcept;
     void choose_event(x86::CpuState& cpu) noexcept;
+    /// To an engine that delivers them itself.
+    void hand_over_nmis() noexcept;
     void note_delivered_nmi(x86::CpuState& cpu) noexcept;
     /// An SMI is pending and the vCPU not in its handler.
     [[nodiscard]] bool has_smi() noexcept
@@ -221,8 +224,10 @@ private:
     const std::uint32_t id_;
     std::uint32_t tsc_khz_;  // Of the guest's TSC, as it was set.
     x86::TscRatio tsc_ratio_;
-    std::shared_ptr<x86::irqchip::LocalApic> lapic_;  // Null without an irqchip.
+    std::shared_ptr<x86::irqchip::LocalApic> lapic_;  // Null without an irqchip of the library's.
     std::unique_ptr<x86::EngineVcpu> engine_;
+    x86::EngineApic* engine_apic_{};       // Null unless the engine has the irqchip.
+    x86::irqchip::ApicRegisters* apic_{};  // Either of the two, or null.
     x86::MsrBank msrs_;
     x86::KvmClock kvmclock_;
     x86::PvFeatures pv_;

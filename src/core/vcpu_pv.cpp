@@ -28,6 +28,22 @@ Gpa preempted_byte(Gpa steal_time) noexcept
 
 }  // namespace
 
+void VcpuCore::enforce_pv_features(bool enforced) noexcept
+{
+    enforces_pv_features_ = enforced;
+    if (engine_apic_ != nullptr) {
+        engine_apic_->enforce_pv_features(enforced);
+    }
+}
+
+void VcpuCore::report_tpr_accesses(bool wanted) noexcept
+{
+    if (engine_apic_ != nullptr) {
+        engine_apic_->report_tpr_accesses(wanted);
+    }
+    reports_tpr_ = wanted;
+}
+
 bool VcpuCore::has_pv_feature(x86::CpuidFeature feature) noexcept
 {
     return !enforces_pv_features_ || state(StateGroup::None).cpuid.has(feature);
@@ -152,6 +168,9 @@ void VcpuCore::take_back_lapic() noexcept
 
 Result<void> VcpuCore::set_vapic_address(Gpa word)
 {
+    if (engine_apic_ != nullptr) {
+        return engine_apic_->set_vapic_address(word);
+    }
     if (lapic_ == nullptr) {
         return Error{std::errc::invalid_argument,
                      "set_vapic_address: this VM has no irqchip, so there is no task priority"};

@@ -168,13 +168,13 @@ Result<void> VcpuCore::set_sregs(const x86::Sregs& s)
     // As long as the CPU's model is not chosen, it may become all that there is.
     const bool has_model = !cpu.cpuid.entries().empty();
     VMM_TRY_VOID(check_sregs(has_model ? cpu.cpuid : x86::Cpuid{vm_->supported_cpuid()}, s));
-    if (lapic_ != nullptr) {
-        if (!lapic_->set_apic_base(s.apic_base, x86::irqchip::ApicBaseWriter::Host)) {
+    if (apic_ != nullptr) {
+        if (!apic_->set_apic_base(s.apic_base, x86::irqchip::ApicBaseWriter::Host)) {
             return refused(fmt::format("apic_base = {:#x}: not a state the local APIC can be put "
                                        "in (SDM Vol. 3A \"Local APIC Status and Location\")",
                                        s.apic_base));
         }
-        lapic_->set_cr8(static_cast<std::uint8_t>(s.cr8));
+        apic_->set_cr8(static_cast<std::uint8_t>(s.cr8));
     } else {
         const std::uint64_t beyond = ~std::uint64_t{0} << cpu.cpuid.physical_address_bits();
         constexpr std::uint64_t reserved = 0x2ff;
@@ -346,7 +346,8 @@ x86::VcpuEvents VcpuCore::events() noexcept
     }
     out.interrupt.shadow =
         static_cast<std::uint8_t>((cpu.mov_ss_shadow ? 1U : 0U) | (cpu.sti_shadow ? 2U : 0U));
-    out.nmi.pending = nmi_pending_.load() != 0U ? 1 : 0;
+    const bool with_engine = engine_apic_ != nullptr && engine_apic_->is_nmi_pending();
+    out.nmi.pending = with_engine || nmi_pending_.load() != 0U ? 1 : 0;
     out.nmi.masked = cpu.nmi_blocked ? 1 : 0;
     out.smi.smm = cpu.smm ? 1 : 0;
     out.smi.pending = smi_pending_.load() ? 1 : 0;
@@ -362,7 +363,7 @@ x86::VcpuEvents VcpuCore::events() noexcept
 /// irqchip the local APIC has it.
 void VcpuCore::keep_user_interrupt(const x86::VcpuEvents& events) noexcept
 {
-    if (lapic_ == nullptr && events.interrupt.injected != 0U && events.interrupt.soft == 0U) {
+    if (apic_ == nullptr && events.interrupt.injected != 0U && events.interrupt.soft == 0U) {
         user_interrupt_ = events.interrupt.nr;
     }
 }
@@ -415,7 +416,12 @@ Result<void> VcpuCore::set_events(const x86::VcpuEvents& events)
     cpu.mov_ss_shadow = (events.interrupt.shadow & 1U) != 0U;
     cpu.sti_shadow = (events.interrupt.shadow & 2U) != 0U;
     cpu.nmi_blocked = events.nmi.masked != 0U;
-    nmi_pending_.store(events.nmi.pending != 0U ? 1U : 0U);
+    if (engine_apic_ != nullptr) {
+        nmi_pending_.store(0U);
+        engine_apic_->set_nmi_pending(events.nmi.pending != 0U);
+    } else {
+        nmi_pending_.store(events.nmi.pending != 0U ? 1U : 0U);
+    }
     shutdown_ = events.triple_fault != 0U;
     state_changed(smm_changed ? StateGroup::All : StateGroup::Registers);
     return success;
@@ -468,6 +474,9 @@ VcpuStatistics VcpuCore::statistics() const
 
 x86::MpState VcpuCore::mp_state() noexcept
 {
+    if (engine_apic_ != nullptr) {
+        return engine_apic_->mp_state();
+    }
     // One that was told to go on is no longer halted, though it may not have noticed.
     return mp_state_ == x86::MpState::Halted && unhalted_.load() ? x86::MpState::Runnable
                                                                  : mp_state_;
@@ -491,6 +500,9 @@ Result<void> VcpuCore::set_mp_state(x86::MpState wanted)
     if (static_cast<std::uint32_t>(wanted) > 4U) {
         return Error{std::errc::invalid_argument, "set_mp_state: 0 to 4 are permitted"};
     }
+    if (engine_apic_ != nullptr) {
+        return engine_apic_->set_mp_state(wanted);
+    }
     if (lapic_ == nullptr && wanted != x86::MpState::Runnable) {
         return Error{std::errc::invalid_argument,
                      "set_mp_state: without an irqchip a vCPU is always runnable"};
@@ -505,7 +517,7 @@ Result<void> VcpuCore::set_mp_state(x86::MpState wanted)
 
 std::uint64_t VcpuCore::apic_base() noexcept
 {
-    return lapic_ != nullptr ? lapic_->apic_base() : apic_base_;
+    return apic_ != nullptr ? apic_->apic_base() : apic_base_;
 }
 
 std::optional<Gpa> VcpuCore::translate(Gva linear) noexcept
@@ -525,6 +537,9 @@ Result<void> VcpuCore::interrupt(std::uint8_t vector)
                                  "signal_msi",
                                  vector)};
     }
+    if (engine_apic_ != nullptr) {
+        return engine_apic_->interrupt(vector);
+    }
     if (user_interrupt_) {
         return Error{std::errc::file_exists,
                      fmt::format("interrupt({}): vector {} still waits; ask for an IrqWindow exit",
@@ -536,6 +551,9 @@ Result<void> VcpuCore::interrupt(std::uint8_t vector)
 
 bool VcpuCore::ready_for_interrupt_injection() noexcept
 {
+    if (engine_apic_ != nullptr) {
+        return engine_apic_->takes_interrupts();
+    }
     const x86::CpuState& cpu = state(StateGroup::Registers);
     return (cpu.rflags & x86::Rflags::IF.mask) != 0U && !cpu.sti_shadow && !cpu.mov_ss_shadow &&
            !cpu.inject && !user_interrupt_ && takes_user_interrupts();

@@ -169,21 +169,6 @@ Result<void> Vm::create_pit()
     return core_->create_pit();
 }
 
-Result<int> Vm::set_irq_line(std::uint32_t gsi, bool level)
-{
-    return core_->set_irq_line(gsi, level);
-}
-
-Result<int> Vm::signal_msi(Gpa address, std::uint32_t data)
-{
-    return core_->signal_msi(address, data);
-}
-
-Result<void> Vm::set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes)
-{
-    return core_->set_gsi_routing(routes);
-}
-
 Result<std::shared_ptr<VmDevice>> Vm::create_device(std::uint32_t type)
 {
     return core_->devices.create(type, Vm{core_});

@@ -2,8 +2,8 @@
 
 #include "core/vm_core.hpp"
 
+#include <algorithm>
 #include <bit>
-#include <initializer_list>
 #include <thread>
 #include <utility>
 
@@ -14,6 +14,7 @@
 #include "core/engines.hpp"
 #include "core/vcpu_core.hpp"
 #include "vmm/device/port_view.hpp"
+#include "x86/irqchip/pit.hpp"
 #include "x86/kvmclock.hpp"
 #include "x86/tsc.hpp"
 
@@ -49,25 +50,60 @@ Result<std::shared_ptr<EventLoop>> shared_event_loop()
 struct Ports {
     std::uint16_t first;
     std::uint16_t count;
+
+    [[nodiscard]] PortRange range() const noexcept { return *PortRange::make(Port{first}, count); }
 };
 
-/// Attaches a device whose offset 0 is port `base` at `all` its ports, or at none of them.  The
-/// device must outlive the bus's use: the VM owns both.
-Result<void> attach_ports(VmCore::PortBus& bus,
-                          bus::DeviceBase& target,
-                          std::uint16_t base,
-                          std::initializer_list<Ports> all)
+constexpr std::uint16_t pic_base = 0x20;
+constexpr Ports pic_ports[] = {{pic_base, 2}, {0xa0, 2}, {0x4d0, 2}};
+constexpr std::uint16_t pit_base = 0x40;
+constexpr Ports pit_ports[] = {{pit_base, 4}, {pit_base + x86::irqchip::Pit::speaker_offset, 1}};
+
+/// Before something is made that cannot be made again.
+Result<void> check_free(const VmCore::PortBus& bus,
+                        std::span<const Ports> all,
+                        const char* operation)
 {
-    const auto range_of = [](Ports ports) {
-        return *PortRange::make(Port{ports.first}, ports.count);
-    };
-    for (const Ports* ports = all.begin(); ports != all.end(); ++ports) {
+    for (const Ports& ports : all) {
+        for (std::uint16_t n = 0; n < ports.count; ++n) {
+            const auto port = static_cast<std::uint16_t>(ports.first + n);
+            if (bus.answers(Port{port}, 1)) {
+                return Error{std::errc::file_exists,
+                             fmt::format("{}: there is a device at port {:#x} already; detach it, "
+                                         "or attach it after this",
+                                         operation, port)};
+            }
+        }
+    }
+    return success;
+}
+
+/// Stands where an engine answers before anybody asks the bus, so that nothing else is put there.
+class EnginesDevice final : public bus::DeviceBase {
+public:
+    void read(std::uint64_t /*offset*/, std::span<std::byte> data) noexcept override
+    {
+        std::fill(data.begin(), data.end(), std::byte{0xff});
+    }
+    void write(std::uint64_t /*offset*/, std::span<const std::byte> /*data*/) noexcept override {}
+};
+
+/// Attaches a device whose offset 0 is port `base` at `all` its ports, or at none of them; null:
+/// the engine has it.  The device must outlive the bus's use: the VM owns both.
+Result<void> attach_ports(VmCore::PortBus& bus,
+                          bus::DeviceBase* device,
+                          std::uint16_t base,
+                          std::span<const Ports> all)
+{
+    static EnginesDevice engines;
+    bus::DeviceBase& target = device != nullptr ? *device : engines;
+    for (std::size_t i = 0; i < all.size(); ++i) {
         auto added =
-            bus.add(range_of(*ports), std::make_shared<device::PortView>(
-                                          target, static_cast<std::uint64_t>(ports->first - base)));
+            bus.add(all[i].range(), std::make_shared<device::PortView>(
+                                        target, static_cast<std::uint64_t>(all[i].first - base)));
         if (!added) {
-            while (ports != all.begin()) {
-                static_cast<void>(bus.remove(range_of(*--ports)));
+            while (i != 0) {
+                static_cast<void>(bus.remove(all[--i].range()));
             }
             return added;
         }
@@ -267,6 +303,7 @@ Result<void> VmCore::set_boot_cpu_id(std::uint32_t id)
                                  "bootstrap processor before the first one",
                                  id)};
     }
+    VMM_TRY_VOID(engine_->set_boot_cpu_id(id));
     boot_cpu_id_ = id;
     return success;
 }
@@ -307,10 +344,22 @@ std::optional<std::uint8_t> VmCore::exchange_byte(Gpa at, std::uint8_t value) no
     return before;
 }
 
+Result<void> VmCore::make_controllers(x86::irqchip::IrqchipMode mode, std::uint32_t io_apic_pins)
+{
+    if (options_.irqchip == IrqchipPlace::Kernel) {
+        VMM_TRY(controllers_, engine_->create_irqchip(mode, io_apic_pins));
+        return success;
+    }
+    auto made = std::make_unique<LibraryIrqchip>(*event_loop_, mode, io_apic_pins);
+    irqchip_ = &made->chip();
+    controllers_ = std::move(made);
+    return success;
+}
+
 Result<void> VmCore::create_irqchip()
 {
     const std::lock_guard lock{mutex_};
-    if (irqchip_ != nullptr) {
+    if (controllers_ != nullptr) {
         return Error{std::errc::file_exists,
                      "create_irqchip: this VM has an irqchip already; one is all it can have"};
     }
@@ -319,13 +368,9 @@ Result<void> VmCore::create_irqchip()
                      "create_irqchip: a vCPU exists already; create the irqchip before the first "
                      "vCPU, which gets its local APIC then"};
     }
-    auto chip = std::make_unique<x86::irqchip::Irqchip>(*event_loop_);
-    constexpr std::uint16_t base = 0x20;
-    VMM_TRY_VOID(
-        attach_ports(port_bus, *chip->pic_device(), base, {{0x20, 2}, {0xa0, 2}, {0x4d0, 2}}));
-    irqchip_ = std::move(chip);
-    irqfds_ = std::make_unique<Irqfds>(*event_loop_, *irqchip_);
-    return success;
+    VMM_TRY_VOID(check_free(port_bus, pic_ports, "create_irqchip"));
+    VMM_TRY_VOID(make_controllers(x86::irqchip::IrqchipMode::Full, 0));
+    return attach_ports(port_bus, controllers_->pic_device().get(), pic_base, pic_ports);
 }
 
 Result<void> VmCore::create_split_irqchip(std::uint32_t io_apic_pins)
@@ -337,20 +382,12 @@ Result<void> VmCore::create_split_irqchip(std::uint32_t io_apic_pins)
                      fmt::format("create_split_irqchip({}): an I/O APIC of at most {} pins",
                                  io_apic_pins, most_pins)};
     }
-    if (irqchip_ != nullptr || vcpu_created_) {
+    if (controllers_ != nullptr || vcpu_created_) {
         return Error{std::errc::file_exists,
                      "create_split_irqchip: this VM has an irqchip or a vCPU already; it comes "
                      "before the first vCPU, and one is all a VM can have"};
     }
-    irqchip_ =
-        std::make_unique<x86::irqchip::Irqchip>(*event_loop_, x86::irqchip::IrqchipMode::Split);
-    irqchip_->set_eoi_hook([this, io_apic_pins](std::uint32_t id, std::uint8_t vector) {
-        if (irqchip_->has_level_message(io_apic_pins, vector)) {
-            irqchip_->lapic(id)->leave_for_eoi(vector);
-        }
-    });
-    irqfds_ = std::make_unique<Irqfds>(*event_loop_, *irqchip_);
-    return success;
+    return make_controllers(x86::irqchip::IrqchipMode::Split, io_apic_pins);
 }
 
 Result<void> VmCore::create_pit()
@@ -361,46 +398,12 @@ Result<void> VmCore::create_pit()
                      "create_pit: the PIT raises interrupts of the irqchip, and this VM has none; "
                      "call create_irqchip first"};
     }
-    if (pit_ != nullptr) {
+    if (controllers_->has_pit()) {
         return Error{std::errc::file_exists, "create_pit: this VM has a PIT already"};
     }
-    auto pit = irqchip_->create_pit();
-    constexpr std::uint16_t base = 0x40;
-    constexpr std::uint16_t speaker = base + x86::irqchip::Pit::speaker_offset;
-    VMM_TRY_VOID(attach_ports(port_bus, *pit, base, {{base, 4}, {speaker, 1}}));
-    pit_ = std::move(pit);
-    return success;
-}
-
-Result<int> VmCore::set_irq_line(std::uint32_t gsi, bool level)
-{
-    if (irqchip_ == nullptr) {
-        return Error{std::errc::no_such_device_or_address,
-                     fmt::format("set_irq_line({}): this VM has no irqchip; call create_irqchip "
-                                 "before the first vCPU",
-                                 gsi)};
-    }
-    return irqchip_->set_line(gsi, x86::irqchip::irq_source_user, level);
-}
-
-Result<int> VmCore::signal_msi(Gpa address, std::uint32_t data)
-{
-    if (irqchip_ == nullptr) {
-        return Error{std::errc::invalid_argument,
-                     "signal_msi: this VM has no irqchip; call create_irqchip before the first "
-                     "vCPU"};
-    }
-    return irqchip_->signal_msi(address, data);
-}
-
-Result<void> VmCore::set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes)
-{
-    if (irqchip_ == nullptr) {
-        return Error{std::errc::invalid_argument,
-                     "set_gsi_routing: this VM has no irqchip; call create_irqchip before the "
-                     "first vCPU"};
-    }
-    return irqchip_->set_routing(routes);
+    VMM_TRY_VOID(check_free(port_bus, pit_ports, "create_pit"));
+    VMM_TRY(const auto pit, controllers_->create_pit());
+    return attach_ports(port_bus, pit.get(), pit_base, pit_ports);
 }
 
 Result<std::shared_ptr<VcpuCore>> VmCore::create_vcpu(std::uint32_t id)

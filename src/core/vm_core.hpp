@@ -17,7 +17,7 @@
 #include "core/dirty_rings.hpp"
 #include "core/engines.hpp"
 #include "core/guest_physical.hpp"
-#include "core/irqfds.hpp"
+#include "core/library_irqchip.hpp"
 #include "core/vm_devices.hpp"
 #include "core/write_sinks.hpp"
 #include "vmm/bus/io_bus.hpp"
@@ -26,8 +26,7 @@
 #include "vmm/memory/epoch.hpp"
 #include "vmm/memory/memslots.hpp"
 #include "x86/engine.hpp"
-#include "x86/irqchip/irqchip.hpp"
-#include "x86/irqchip/pit.hpp"
+#include "x86/irqchip/controllers.hpp"
 #include "x86/tsc.hpp"
 
 namespace vmm::core {
@@ -87,13 +86,11 @@ public:
     Result<void> create_irqchip();
     Result<void> create_split_irqchip(std::uint32_t io_apic_pins);
     Result<void> create_pit();
-    Result<int> set_irq_line(std::uint32_t gsi, bool level);
-    Result<int> signal_msi(Gpa address, std::uint32_t data);
-    Result<void> set_gsi_routing(std::span<const x86::irqchip::GsiRoute> routes);
-    /// Null without an irqchip.
-    [[nodiscard]] Irqfds* irqfds() const noexcept { return irqfds_.get(); }
-    /// Null without a PIT.
-    [[nodiscard]] x86::irqchip::Pit* pit() const noexcept { return pit_.get(); }
+    /// The library's or the engine's; null without an irqchip.
+    [[nodiscard]] x86::irqchip::Controllers* controllers() const noexcept
+    {
+        return controllers_.get();
+    }
 
     Result<void> set_coalesced_page(bus::CoalescedPage& page);
     /// Null before `set_coalesced_page()`.
@@ -176,6 +173,7 @@ public:
     void set_halt_poll_ns(std::uint32_t longest) noexcept
     {
         halt_poll_ns_.store(longest, std::memory_order_relaxed);
+        engine_->set_halt_poll_ns(longest);
     }
     [[nodiscard]] std::uint32_t halt_poll_ns() const noexcept
     {
@@ -196,11 +194,12 @@ public:
     /// All that a guest of this VM may be offered.
     [[nodiscard]] std::vector<x86::CpuidEntry> supported_cpuid() const;
 
-    [[nodiscard]] x86::irqchip::Irqchip* irqchip() const noexcept { return irqchip_.get(); }
-    /// Whether there is an irqchip with a PIC and an I/O APIC.
+    /// The library's, with the local APICs of its vCPUs; null where it has none.
+    [[nodiscard]] x86::irqchip::Irqchip* irqchip() const noexcept { return irqchip_; }
+    /// Whether there is an irqchip with a PIC and an I/O APIC, whoever has it.
     [[nodiscard]] bool has_full_irqchip() const noexcept
     {
-        return irqchip_ != nullptr && irqchip_->mode() == x86::irqchip::IrqchipMode::Full;
+        return controllers_ != nullptr && controllers_->mode() == x86::irqchip::IrqchipMode::Full;
     }
     [[nodiscard]] EventLoop& event_loop() const noexcept { return *event_loop_; }
     /// The host's.
@@ -215,6 +214,8 @@ public:
     VmDevices devices;
 
 private:
+    [[nodiscard]] Result<void> make_controllers(x86::irqchip::IrqchipMode mode,
+                                                std::uint32_t io_apic_pins);
     [[nodiscard]] Result<void> tell_engine_of_memory();
     [[nodiscard]] Result<void> check_log_is_bitmap(const char* operation) const;
     void dirty_log_cleared() noexcept;
@@ -232,9 +233,8 @@ private:
     std::unique_ptr<DirtyRings> dirty_rings_;  // Before the slots, which tell it.
     GuestPhysical physical_;
     std::unique_ptr<x86::EngineVm> engine_;
-    std::unique_ptr<x86::irqchip::Irqchip> irqchip_;
-    std::shared_ptr<x86::irqchip::Pit> pit_;
-    std::unique_ptr<Irqfds> irqfds_;  // After the irqchip, which it uses.
+    std::unique_ptr<x86::irqchip::Controllers> controllers_;
+    x86::irqchip::Irqchip* irqchip_{};  // In `controllers_`, if those are the library's.
     std::unique_ptr<bus::CoalescedRing> coalesced_storage_;
     std::atomic<bus::CoalescedRing*> coalesced_ring_{};
     std::atomic<bool> has_msr_filter_{};  // Without, the filter need not be looked at.

@@ -5,7 +5,8 @@
 ///
 /// The engine is chosen at run time, so this boundary is virtual: a call costs about 2 ns and
 /// what it wraps costs a world switch.  An engine knows the CPU state and guest-physical memory;
-/// it knows no device, no interrupt controller and no other engine.
+/// it knows no device, no other engine, and no interrupt controller but its own, if it has some
+/// (`EngineVm::create_irqchip`).
 
 #pragma once
 
@@ -22,7 +23,10 @@
 #include "vmm/address.hpp"
 #include "vmm/result.hpp"
 #include "vmm/x86/msr_filter.hpp"
+#include "vmm/x86/state.hpp"
 #include "x86/cpu_state.hpp"
+#include "x86/irqchip/apic_registers.hpp"
+#include "x86/irqchip/controllers.hpp"
 
 namespace vmm::x86 {
 
@@ -183,6 +187,9 @@ struct EngineExit {
         EntryFailure,   ///< The host refused to run the state; `hardware_reason` says why.
         Difference,     ///< Two engines in lockstep differ; `report` says in what.
         HostError,      ///< The host could not run the guest; `hardware_reason` is its errno.
+        IoapicEoi,      ///< Of `EngineApic`: an interrupt of `vector` has ended that the caller's
+                        ///< I/O APIC sent.
+        TprAccess,      ///< Of `EngineApic`: `tpr_access` says what has been done already.
     };
 
     Reason reason{};
@@ -206,6 +213,11 @@ struct EngineExit {
         std::uint8_t exception{};
     } debug{};
     std::string_view report{};  ///< Difference.
+    std::uint8_t vector{};      ///< IoapicEoi.
+    struct {
+        std::uint64_t rip{};
+        bool is_write{};
+    } tpr_access{};
 };
 
 /// Parts of `CpuState` that an engine may keep elsewhere until they are asked for.
@@ -235,6 +247,32 @@ enum class StateGroup : std::uint8_t {
     return StateGroup{
         static_cast<std::uint8_t>(static_cast<unsigned>(a) & ~static_cast<unsigned>(b))};
 }
+
+/// A vCPU's local APIC where the engine has it.  Then INIT, SIPI, HLT, NMIs and the choice of
+/// interrupts are the engine's too: `EngineVcpu::enter()` sleeps where the vCPU does, until
+/// `request_exit()` at the latest, and leaves for none of them.
+///
+/// Thread safety: that of the `EngineVcpu`.
+class EngineApic : public irqchip::ApicRegisters {
+public:
+    [[nodiscard]] virtual MpState mp_state() noexcept = 0;
+    [[nodiscard]] virtual Result<void> set_mp_state(MpState state) = 0;
+
+    /// One more NMI, as KVM_NMI: it waits as long as the guest blocks it, and ends HLT.
+    virtual void inject_nmi() noexcept = 0;
+    [[nodiscard]] virtual bool is_nmi_pending() noexcept = 0;
+    virtual void set_nmi_pending(bool pending) noexcept = 0;
+
+    /// A vector of the caller's PIC, as `Vcpu::interrupt()` has it.  Split irqchip.
+    [[nodiscard]] virtual Result<void> interrupt(std::uint8_t vector) = 0;
+    /// Whether it would be delivered at once, when the vCPU left the guest last.
+    [[nodiscard]] virtual bool takes_interrupts() const noexcept = 0;
+
+    virtual void report_tpr_accesses(bool wanted) noexcept = 0;
+    [[nodiscard]] virtual Result<void> set_vapic_address(Gpa word) = 0;
+    /// Of the paravirtual features that lean on the APIC, which are the engine's with it.
+    virtual void enforce_pv_features(bool enforced) noexcept = 0;
+};
 
 /// One virtual CPU as an engine runs it.
 ///
@@ -300,6 +338,9 @@ public:
         return state(StateGroup::Registers).rip;
     }
 
+    /// The vCPU's local APIC if the engine has it; null: the core has it, or nobody.
+    [[nodiscard]] virtual EngineApic* apic() noexcept { return nullptr; }
+
     /// Drops the translations of all linear addresses.
     virtual void flush_tlb() noexcept { state_changed(StateGroup::Segments); }
 
@@ -344,6 +385,30 @@ public:
 
     [[nodiscard]] virtual Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host,
                                                                           std::uint32_t id) = 0;
+
+    /// Interrupt controllers of the engine's own, which the VM and each vCPU from now on
+    /// (`EngineVcpu::apic()`) have; before the first vCPU, once.
+    ///
+    /// @param io_apic_pins  Split: of the caller's I/O APIC.
+    /// @return EINVAL where the engine has none.
+    [[nodiscard]] virtual Result<std::unique_ptr<irqchip::Controllers>> create_irqchip(
+        irqchip::IrqchipMode mode,
+        std::uint32_t io_apic_pins)
+    {
+        static_cast<void>(mode);
+        static_cast<void>(io_apic_pins);
+        return Error{std::errc::invalid_argument,
+                     "create_irqchip: this engine has no interrupt controllers of its own"};
+    }
+
+    /// Which vCPU is the bootstrap processor; before the first one.
+    [[nodiscard]] virtual Result<void> set_boot_cpu_id(std::uint32_t id)
+    {
+        static_cast<void>(id);
+        return success;
+    }
+    /// How long a vCPU with an `EngineApic` looks by itself whether it may go on.
+    virtual void set_halt_poll_ns(std::uint32_t longest) noexcept { static_cast<void>(longest); }
 
     /// The slots changed.  Returns when no vCPU uses a translation from before the call.
     /// Not from a vCPU's thread inside `enter()`.  On error the engine runs on the slots of before.

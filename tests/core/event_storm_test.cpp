@@ -56,7 +56,7 @@ protected:
         }
     }
 };
-INSTANTIATE_TEST_SUITE_P(Engines, EventStorm, test::engines, test::engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, EventStorm, test::irqchips, test::engine_name);
 
 /// Rings a doorbell at a port and one in memory `rings` times, tells port 0x56, and waits.  Both
 /// interrupts lead to code that notes which signal was the last.
@@ -203,7 +203,7 @@ std::uint64_t take(const UniqueFd& event)
 TEST_P(EventStorm, LosesNothing)
 {
     const auto events = static_cast<std::uint32_t>(test::effort("VMM_EVENTS", 3'000));
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     place_guest(small, events);
     Vm& vm = small.vm();
     const UniqueFd interrupt{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};

@@ -40,7 +40,7 @@ std::vector<x86::CpuidEntry> cpuid_with(const Kvm& kvm, std::uint32_t features)
 
 TEST_P(PvFeatures, AreOfferedByCpuidAndSavedWithTheMsrs)
 {
-    SmallVm small{engine()};
+    SmallVm small{options()};
     const auto entries = small.kvm().supported_cpuid();
     const auto leaf = std::find_if(entries.begin(), entries.end(), [](const auto& entry) {
         return entry.function == kvm_features;
@@ -58,7 +58,7 @@ TEST_P(PvFeatures, AreOfferedByCpuidAndSavedWithTheMsrs)
 
 TEST_P(PvFeatures, MsrsKeepWhatIsNotReserved)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     Vcpu vcpu = small.vcpu();
     EXPECT_EQ(vcpu.msr(poll_control).value(), 1U);
     EXPECT_TRUE(vcpu.set_msr(poll_control, 0));
@@ -79,7 +79,7 @@ TEST_P(PvFeatures, MsrsKeepWhatIsNotReserved)
 
 TEST_P(PvFeatures, AsynchronousPageFaultsNeedALocalApic)
 {
-    SmallVm small{engine()};
+    SmallVm small{options()};
     Vcpu vcpu = small.vcpu();
     EXPECT_TRUE(vcpu.set_msr(async_pf_en, 0));
     EXPECT_FALSE(vcpu.set_msr(async_pf_en, 0x2001));
@@ -88,7 +88,7 @@ TEST_P(PvFeatures, AsynchronousPageFaultsNeedALocalApic)
 
 TEST_P(PvFeatures, StolenTimeIsWrittenWithAnEvenVersion)
 {
-    SmallVm small{engine()};
+    SmallVm small{options()};
     constexpr std::size_t at = 0x2040;
     small.place(at + 8, {7, 0, 0, 0});  // An odd version.
     small.place(at + 16, {1});          // "Preempted".
@@ -106,12 +106,16 @@ TEST_P(PvFeatures, StolenTimeIsWrittenWithAnEvenVersion)
 
 TEST_P(PvFeatures, ExistByCpuidWhereThatIsAskedFor)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     Vcpu vcpu = small.vm().create_vcpu(0).value();
     vcpu.set_cpuid(cpuid_with(small.kvm(), 0)).value();
     EXPECT_TRUE(vcpu.msr(poll_control)) << "KVM does not look at CPUID unless it is told to";
     EXPECT_TRUE(vcpu.msr(0x12));
     vcpu.enforce_pv_features(true);
+    if (has_kernel_irqchip()) {
+        GTEST_SKIP()
+            << "a VMM reads 0 from an MSR that KVM lists (Linux 6.11), though there is none";
+    }
     for (const std::uint32_t index : {0x11U, 0x12U, 0x4b56'4d00U, 0x4b56'4d01U, async_pf_en,
                                       steal_time, poll_control, async_pf_int, async_pf_ack}) {
         EXPECT_FALSE(vcpu.msr(index)) << std::hex << index;
@@ -137,10 +141,13 @@ constexpr std::uint32_t enosys = 0xffff'fc18;
 
 TEST_P(PvFeatures, AVcpuMayEndAnothersHalt)
 {
-    if (engine() == Engine::Kvm) {
+    if (engine() == Engine::Kvm && !has_kernel_irqchip()) {
         GTEST_SKIP() << "the host's KVM answers hypercalls, and knows no other vCPU";
     }
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this /dev/kvm does not come back from a hypercall";
+    }
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     place_hypercall(small, kick_cpu);
     small.place(0x1800, {0xf4, 0xe6, 0x11, 0xf4});  // hlt; out %al, $0x11; hlt
     Vcpu first = small.vcpu(0);
@@ -163,7 +170,7 @@ constexpr Gpa eoi_byte{0x4000};
 /// word and at port 0x31 when not, and ends it in that way.
 class SilentEoi {
 public:
-    explicit SilentEoi(Engine engine) : small_{engine, SmallVm::Irqchip::Full}
+    explicit SilentEoi(const KvmOptions& options) : small_{options, SmallVm::Irqchip::Full}
     {
         small_.place(0x60 * 4, {0x00, 0x20, 0, 0});
         small_.place(SmallVm::code_at, {0xfb, 0xf4, 0xeb, 0xfd});  // sti; 1: hlt; jmp 1b
@@ -215,7 +222,7 @@ TEST_P(PvFeatures, AnInterruptMayEndWithoutAWord)
     if (is_emulated_kvm()) {
         GTEST_SKIP() << "this /dev/kvm delivers no interrupt before a HLT";
     }
-    SilentEoi guest{engine()};
+    SilentEoi guest{options()};
     Vcpu& vcpu = guest.vcpu();
     guest.interrupt();
     EXPECT_EQ(guest.port(), 0x31) << "it was not asked for";
@@ -239,7 +246,7 @@ TEST_P(PvFeatures, AnInterruptThatComesDuringAnotherIsTakenWhenThatHasEndedWitho
     if (is_emulated_kvm()) {
         GTEST_SKIP() << "this /dev/kvm delivers no interrupt before a HLT";
     }
-    SilentEoi guest{engine()};
+    SilentEoi guest{options()};
     Vcpu& vcpu = guest.vcpu();
     vcpu.set_msr(pv_eoi, eoi_byte.value() | 1U).value();
     // The handler waits for a byte, ends its interrupt without a word, lets interrupts through, and
@@ -278,7 +285,7 @@ TEST_P(PvFeatures, WhatTheIoApicSendsIsEndedWithAWord)
     if (is_emulated_kvm()) {
         GTEST_SKIP() << "this /dev/kvm delivers no interrupt before a HLT";
     }
-    SilentEoi guest{engine()};
+    SilentEoi guest{options()};
     guest.vcpu().set_msr(pv_eoi, eoi_byte.value() | 1U).value();
     auto io_apic = guest.small().vm().io_apic().value();
     io_apic.redirection_table[20] = 0x60;
@@ -310,7 +317,10 @@ Vcpu tpr_guest(SmallVm& small)
 
 TEST_P(PvFeatures, AccessesToTheTaskPriorityLeaveWhereThatIsAskedFor)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    if (has_kernel_irqchip() && is_emulated_kvm()) {
+        GTEST_SKIP() << "this /dev/kvm emulates real mode, and tells of an access much later";
+    }
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     Vcpu vcpu = tpr_guest(small);
     vcpu.report_tpr_accesses(true);
     for (const bool is_write : {false, true}) {
@@ -332,7 +342,10 @@ TEST_P(PvFeatures, AccessesToTheTaskPriorityLeaveWhereThatIsAskedFor)
 
 TEST_P(PvFeatures, ThePriorityIsSharedInAWordOfMemory)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    if (has_kernel_irqchip() && is_emulated_kvm()) {
+        GTEST_SKIP() << "this /dev/kvm emulates real mode, and does not look at the word then";
+    }
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     // mov 0x4000, %eax; movb $0x20, 0x4000; out %al, $0x10
     small.place(SmallVm::code_at,
                 {0x66, 0xa1, 0x00, 0x40, 0xc6, 0x06, 0x00, 0x40, 0x20, 0xe6, 0x10, 0xf4});
@@ -353,7 +366,7 @@ TEST_P(PvFeatures, ThePriorityIsSharedInAWordOfMemory)
 
 TEST_P(PvFeatures, WithoutALocalApicThereIsNoPriorityToShare)
 {
-    SmallVm small{engine()};
+    SmallVm small{options()};
     EXPECT_FALSE(small.vcpu().set_vapic_address(Gpa{0x4000}));
 }
 
@@ -362,7 +375,7 @@ TEST_P(PvFeatures, AVcpuThatWaitsMayBeToldToFlushItsTlb)
     if (engine() == Engine::Kvm) {
         GTEST_SKIP() << "KVM_FEATURE_PV_TLB_FLUSH is not offered";
     }
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     small.place(SmallVm::code_at, {0xf4});
     Vcpu vcpu = small.vcpu();
     constexpr Gpa time{0x5000};
@@ -390,10 +403,13 @@ TEST_P(PvFeatures, AVcpuThatWaitsMayBeToldToFlushItsTlb)
 
 TEST_P(PvFeatures, AVcpuIsToldToGoOnByItsApicId)
 {
-    if (engine() == Engine::Kvm) {
+    if (engine() == Engine::Kvm && !has_kernel_irqchip()) {
         GTEST_SKIP() << "the host's KVM answers hypercalls, and knows no other vCPU";
     }
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this /dev/kvm does not come back from a hypercall";
+    }
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     place_hypercall(small, kick_cpu);
     Vcpu first = small.vcpu(0);
     Vcpu other = small.vcpu(1);
@@ -413,7 +429,10 @@ TEST_P(PvFeatures, AVcpuIsToldToGoOnByItsApicId)
 
 TEST_P(PvFeatures, AVcpuThatWaitsLooksByItselfForAsLongAsTheVmSays)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    if (has_kernel_irqchip()) {
+        GTEST_SKIP() << "there it waits in the kernel, whose counters are of another kind";
+    }
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     small.place(SmallVm::code_at, {0xf4});
     Vcpu vcpu = small.vcpu();
     const auto count = [&vcpu](const char* name) { return vcpu.statistics().counter(name); };
@@ -447,11 +466,14 @@ TEST_P(PvFeatures, AVcpuThatWaitsLooksByItselfForAsLongAsTheVmSays)
 
 TEST_P(PvFeatures, HypercallsThatCpuidDoesNotOfferMayBeHidden)
 {
-    if (engine() == Engine::Kvm) {
+    if (engine() == Engine::Kvm && !has_kernel_irqchip()) {
         GTEST_SKIP() << "the host's KVM answers hypercalls";
     }
+    if (is_emulated_kvm()) {
+        GTEST_SKIP() << "this /dev/kvm does not come back from a hypercall";
+    }
     for (const unsigned call : {kick_cpu, sched_yield}) {
-        SmallVm small{engine(), SmallVm::Irqchip::Full};
+        SmallVm small{options(), SmallVm::Irqchip::Full};
         place_hypercall(small, call);
         Vcpu vcpu = small.vcpu();
         ASSERT_TRUE(vcpu.run().value().is<PortWrite>());
@@ -473,7 +495,7 @@ TEST_P(PvFeatures, NothingIsWrittenIntoReadOnlyMemory)
     void* const mapped = ::mmap(nullptr, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     ASSERT_NE(mapped, MAP_FAILED);
     {
-        SmallVm small{engine(), SmallVm::Irqchip::Full};
+        SmallVm small{options(), SmallVm::Irqchip::Full};
         ASSERT_TRUE(small.vm().set_user_memory_region({.slot = 1,
                                                        .flags = memory::MemoryFlags::read_only,
                                                        .guest_phys_addr = Gpa{rom},
@@ -492,7 +514,7 @@ TEST_P(PvFeatures, NothingIsWrittenIntoReadOnlyMemory)
     ::munmap(mapped, page);
 }
 
-INSTANTIATE_TEST_SUITE_P(Engines, PvFeatures, test::engines, test::engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, PvFeatures, test::irqchips, test::engine_name);
 
 }  // namespace
 }  // namespace vmm

@@ -30,26 +30,50 @@ inline bool is_emulated_kvm(Engine engine)
     return false;
 }
 
-/// One test body, every engine: the suite's parameter is the engine.
-class EveryEngine : public testing::TestWithParam<Engine> {
+/// What a suite runs on.
+struct EngineCase {
+    // NOLINTNEXTLINE(google-explicit-constructor): an engine is one.
+    EngineCase(Engine e, IrqchipPlace place = IrqchipPlace::Library) : engine{e}, irqchip{place} {}
+
+    Engine engine;
+    IrqchipPlace irqchip;
+};
+
+/// One test body, every engine: the suite's parameter is the engine, and who has the irqchip.
+class EveryEngine : public testing::TestWithParam<EngineCase> {
 protected:
     void SetUp() override
     {
-        if (const auto kvm = Kvm::open({engine()}); !kvm) {
+        if (const auto kvm = Kvm::open(options()); !kvm) {
             GTEST_SKIP() << kvm.error().message();
         }
     }
-    [[nodiscard]] static Engine engine() { return GetParam(); }
+    [[nodiscard]] static Engine engine() { return GetParam().engine; }
+    [[nodiscard]] static bool has_kernel_irqchip()
+    {
+        return GetParam().irqchip == IrqchipPlace::Kernel;
+    }
+    [[nodiscard]] static KvmOptions options()
+    {
+        return {.engine = GetParam().engine, .irqchip = GetParam().irqchip};
+    }
     [[nodiscard]] static bool is_emulated_kvm() { return test::is_emulated_kvm(engine()); }
 };
 
-inline std::string engine_name(const testing::TestParamInfo<Engine>& test)
-{
-    return std::string{name(test.param)};
-}
+inline const auto engine_name = [](const auto& test) {
+    const EngineCase& what = test.param;
+    const bool in_kernel = what.irqchip == IrqchipPlace::Kernel;
+    return std::string{name(what.engine)} + (in_kernel ? "_kernel_irqchip" : "");
+};
 
 /// `INSTANTIATE_TEST_SUITE_P(Engines, X, test::engines, test::engine_name)`
 inline const auto engines = testing::Values(Engine::Soft, Engine::Kvm, Engine::Svm, Engine::Vmx);
+/// The same for what has to do with interrupt controllers.
+inline const auto irqchips = testing::Values(EngineCase{Engine::Soft},
+                                             EngineCase{Engine::Kvm},
+                                             EngineCase{Engine::Svm},
+                                             EngineCase{Engine::Vmx},
+                                             EngineCase{Engine::Kvm, IrqchipPlace::Kernel});
 
 /// 1 MiB of RAM at guest-physical 0; code runs in real mode with all segment bases 0.
 class SmallVm {

@@ -23,6 +23,8 @@ using test::SmallVm;
 
 class StatisticsTest : public test::EveryEngine {};
 INSTANTIATE_TEST_SUITE_P(Engines, StatisticsTest, test::engines, test::engine_name);
+class IrqchipStatistics : public StatisticsTest {};
+INSTANTIATE_TEST_SUITE_P(Engines, IrqchipStatistics, test::irqchips, test::engine_name);
 
 class Silent final : public bus::DeviceBase {
 public:
@@ -118,9 +120,9 @@ TEST_P(StatisticsTest, TimesAddUp)
     EXPECT_EQ(all.last_exits.size(), 64U) << "the last ones";
 }
 
-TEST_P(StatisticsTest, InterruptsAndHaltsAreCounted)
+TEST_P(IrqchipStatistics, InterruptsAndHaltsAreCounted)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     if (is_emulated_kvm()) {
         GTEST_SKIP() << "this KVM opens no interrupt window before a HLT";
     }
@@ -142,12 +144,14 @@ TEST_P(StatisticsTest, InterruptsAndHaltsAreCounted)
     EXPECT_EQ(seen.counter("halt_exits"), 1U);
     EXPECT_EQ(seen.counter("nmi_injections"), 1U);
     EXPECT_EQ(seen.counter("irq_injections"), 0U);
-    EXPECT_EQ(seen.counter("halt_wakeup"), 1U);
     EXPECT_EQ(seen.counter("blocking"), 0U);
     EXPECT_NE(seen.counter("halt_wait_ns"), 0U);
-    EXPECT_EQ(
-        std::accumulate(seen.halt_wait_hist.begin(), seen.halt_wait_hist.end(), std::uint64_t{}),
-        1U);
+    if (!has_kernel_irqchip()) {  // There the NMI comes with a kick, which counts as no wake-up.
+        EXPECT_EQ(seen.counter("halt_wakeup"), 1U);
+        EXPECT_EQ(std::accumulate(seen.halt_wait_hist.begin(), seen.halt_wait_hist.end(),
+                                  std::uint64_t{}),
+                  1U);
+    }
 }
 
 TEST_P(StatisticsTest, AnyThreadReadsThemWhileTheGuestRuns)

@@ -335,11 +335,11 @@ TEST_P(RunStates, TellsWhatKvmRunTells)
 }
 
 class BootCpu : public test::EveryEngine {};
-INSTANTIATE_TEST_SUITE_P(Engines, BootCpu, test::engines, test::engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, BootCpu, test::irqchips, test::engine_name);
 
 TEST_P(BootCpu, TheOneChosenIsTheBootstrapProcessor)
 {
-    SmallVm guest{engine(), SmallVm::Irqchip::Full};
+    SmallVm guest{options(), SmallVm::Irqchip::Full};
     guest.vm().set_boot_cpu_id(1).value();
     const Vcpu other = guest.vcpu(0);
     const Vcpu boot = guest.vcpu(1);
@@ -354,11 +354,11 @@ std::optional<Vcpu::Kicker> handlers_kicker;
 std::atomic<bool> handler_ran{false};
 
 class Kickers : public test::EveryEngine {};
-INSTANTIATE_TEST_SUITE_P(Engines, Kickers, test::engines, test::engine_name);
+INSTANTIATE_TEST_SUITE_P(Engines, Kickers, test::irqchips, test::engine_name);
 
 TEST_P(Kickers, WorksInASignalHandlerThatInterruptsTheVcpuItself)
 {
-    SmallVm guest{engine(), SmallVm::Irqchip::Full};
+    SmallVm guest{options(), SmallVm::Irqchip::Full};
     guest.place(SmallVm::code_at, {0xf4});  // Blocks in run().
     Vcpu vcpu = guest.vcpu();
     handlers_kicker = vcpu.kicker();

@@ -23,6 +23,8 @@ using test::SmallVm;
 
 class VcpuTest : public test::EveryEngine {};
 INSTANTIATE_TEST_SUITE_P(Engines, VcpuTest, test::engines, test::engine_name);
+class VcpuIrqchipTest : public VcpuTest {};
+INSTANTIATE_TEST_SUITE_P(Engines, VcpuIrqchipTest, test::irqchips, test::engine_name);
 
 TEST_P(VcpuTest, StartsInTheResetState)
 {
@@ -88,9 +90,9 @@ TEST_P(VcpuTest, AKickEndsAnEndlessLoop)
     EXPECT_EQ(vcpu.regs().rip, SmallVm::code_at + 2U);
 }
 
-TEST_P(VcpuTest, AKickWakesAHaltedOne)
+TEST_P(VcpuIrqchipTest, AKickWakesAHaltedOne)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     small.place(SmallVm::code_at, {0xe6, 0x10, 0xf4});  // out; hlt
     Vcpu vcpu = small.vcpu();
     ASSERT_TRUE(vcpu.run()->is<PortWrite>());
@@ -261,9 +263,9 @@ TEST_P(VcpuTest, RefusedStateNamesTheFieldAndTheManual)
     EXPECT_EQ(vcpu.msr(0x1234'5678).error().errno_value(), EINVAL);
 }
 
-TEST_P(VcpuTest, MsrsOfTheIndexListRoundTrip)
+TEST_P(VcpuIrqchipTest, MsrsOfTheIndexListRoundTrip)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     Vcpu vcpu = small.vcpu();
     for (const std::uint32_t index : small.kvm().msr_index_list()) {
         const auto value = vcpu.msr(index);
@@ -473,9 +475,9 @@ TEST_P(VcpuTest, AnNmiThatComesDuringAnotherWaitsForItsIret)
 }
 
 // kvm_update_cpuid_runtime(): CPUID.1:EDX.APIC is IA32_APIC_BASE's enable bit.
-TEST_P(VcpuTest, CpuidShowsWhetherTheApicIsEnabled)
+TEST_P(VcpuIrqchipTest, CpuidShowsWhetherTheApicIsEnabled)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     // mov $1, %eax; cpuid; out %edx, $0x10
     small.place(SmallVm::code_at,
                 {0x66, 0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0x66, 0x89, 0xd0, 0x66, 0xe7, 0x10});
@@ -542,9 +544,9 @@ TEST_P(VcpuTest, TheGuestReadsTheClockThatTheVmmSees)
     EXPECT_LE(seen, after);
 }
 
-TEST_P(VcpuTest, MsrsThatAreNotTheCpusAreTheLibrarys)
+TEST_P(VcpuIrqchipTest, MsrsThatAreNotTheCpusAreTheLibrarys)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     // mov $MSR, %ecx; rdmsr; out %eax, $0x10, of PAT and of APIC_BASE.
     small.place(SmallVm::code_at,
                 {0x66, 0xb9, 0x77, 0x02, 0x00, 0x00, 0x0f, 0x32, 0x66, 0xe7, 0x10,
@@ -731,9 +733,9 @@ TEST_P(VcpuTest, TranslateFollowsTheGuestsPageTables)
     EXPECT_FALSE(vcpu.translate(Gva{0x1234}).has_value());
 }
 
-TEST_P(VcpuTest, AnApplicationProcessorStartsBySipi)
+TEST_P(VcpuIrqchipTest, AnApplicationProcessorStartsBySipi)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     // The BSP writes ICR through x2APIC: INIT then SIPI vector 2 to APIC id 1, then spins.
     small.place(SmallVm::code_at,
                 {0xb9, 0x1b, 0x00,                        // mov $IA32_APIC_BASE, %cx
@@ -764,9 +766,9 @@ TEST_P(VcpuTest, AnApplicationProcessorStartsBySipi)
     EXPECT_EQ(application.sregs().cs.base, 0x2000U);
 }
 
-TEST_P(VcpuTest, TheApicTimerInterruptsAndWakesFromHlt)
+TEST_P(VcpuIrqchipTest, TheApicTimerInterruptsAndWakesFromHlt)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     place_handler(small, 0x40, 0x2100);
     small.place(
         SmallVm::code_at,

@@ -19,6 +19,8 @@ using test::SmallVm;
 
 class VmIo : public test::EveryEngine {};
 INSTANTIATE_TEST_SUITE_P(Engines, VmIo, test::engines, test::engine_name);
+class VmIoIrqchip : public VmIo {};
+INSTANTIATE_TEST_SUITE_P(Engines, VmIoIrqchip, test::irqchips, test::engine_name);
 
 eventfd_t take(const UniqueFd& event)
 {
@@ -103,18 +105,18 @@ TEST_P(VmIo, CoalescedWritesWaitInTheRingAndAFullRingLeaves)
     EXPECT_TRUE(vcpu.run().value().is<Halt>());
 }
 
-TEST_P(VmIo, IrqfdsNeedAnIrqchip)
+TEST_P(VmIoIrqchip, IrqfdsNeedAnIrqchip)
 {
-    SmallVm guest{engine()};
+    SmallVm guest{options()};
     const UniqueFd event{::eventfd(0, EFD_NONBLOCK)};
     EXPECT_EQ(guest.vm().assign_irqfd(event.get(), 4).error().errno_value(), EINVAL);
     EXPECT_EQ(guest.vm().io_apic().error().errno_value(), ENXIO);
     EXPECT_EQ(guest.vm().pit().error().errno_value(), ENXIO);
 }
 
-TEST_P(VmIo, AResamplingIrqfdIsToldOfTheEndOfItsInterrupt)
+TEST_P(VmIoIrqchip, AResamplingIrqfdIsToldOfTheEndOfItsInterrupt)
 {
-    SmallVm guest{engine(), SmallVm::Irqchip::Full};
+    SmallVm guest{options(), SmallVm::Irqchip::Full};
     // PIC: vectors from 0x20, only IRQ 5, level-triggered by ELCR; sti; hlt; jmp back to hlt.
     guest.place(SmallVm::code_at, {0xba, 0xd0, 0x04, 0xb0, 0x20, 0xee, 0xb0, 0x11, 0xe6, 0x20,
                                    0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01,
@@ -133,9 +135,9 @@ TEST_P(VmIo, AResamplingIrqfdIsToldOfTheEndOfItsInterrupt)
     guest.vm().deassign_irqfd(raise.get(), 5).value();
 }
 
-TEST_P(VmIo, IrqchipAndPitKeepWhatIsSet)
+TEST_P(VmIoIrqchip, IrqchipAndPitKeepWhatIsSet)
 {
-    SmallVm guest{engine(), SmallVm::Irqchip::Full};
+    SmallVm guest{options(), SmallVm::Irqchip::Full};
     Vm& vm = guest.vm();
     vm.create_pit().value();
     auto pic = vm.pic(x86::irqchip::ChipId::PicSlave).value();

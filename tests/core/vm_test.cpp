@@ -22,6 +22,8 @@ using test::SmallVm;
 
 class VmTest : public test::EveryEngine {};
 INSTANTIATE_TEST_SUITE_P(Engines, VmTest, test::engines, test::engine_name);
+class VmIrqchipTest : public VmTest {};
+INSTANTIATE_TEST_SUITE_P(Engines, VmIrqchipTest, test::irqchips, test::engine_name);
 
 TEST(Kvm, AutoTakesAnEngineThatRanTheProbeGuest)
 {
@@ -165,9 +167,9 @@ TEST_P(VmTest, IdsHaveRoomForGapsButVcpusAreFewer)
     EXPECT_TRUE(small.vm().create_vcpu(0).has_value());
 }
 
-TEST_P(VmTest, AnIrqchipComesBeforeTheVcpusAndOnce)
+TEST_P(VmIrqchipTest, AnIrqchipComesBeforeTheVcpusAndOnce)
 {
-    SmallVm small{engine()};
+    SmallVm small{options()};
     EXPECT_EQ(small.vm().create_pit().error().errno_value(), ENOENT);
     EXPECT_EQ(small.vm().set_irq_line(4, true).error().errno_value(), ENXIO);
     EXPECT_TRUE(small.vm().create_irqchip().has_value());
@@ -175,7 +177,7 @@ TEST_P(VmTest, AnIrqchipComesBeforeTheVcpusAndOnce)
     EXPECT_TRUE(small.vm().create_pit().has_value());
     EXPECT_EQ(small.vm().create_pit().error().errno_value(), EEXIST);
 
-    SmallVm late{engine()};
+    SmallVm late{options()};
     const Vcpu vcpu = late.vcpu();
     EXPECT_EQ(late.vm().create_irqchip().error().errno_value(), EINVAL);
 }
@@ -436,9 +438,9 @@ TEST_P(VmTest, TheLastOneMayGoOnTheEventLoopsThread)
     EXPECT_EQ(small, nullptr);
 }
 
-TEST_P(VmTest, APitThatFindsAPortTakenLeavesTheOthersFree)
+TEST_P(VmIrqchipTest, APitThatFindsAPortTakenLeavesTheOthersFree)
 {
-    SmallVm small{engine(), SmallVm::Irqchip::Full};
+    SmallVm small{options(), SmallVm::Irqchip::Full};
     const PortRange speaker = *PortRange::make(Port{0x61}, 1);
     const PortRange counters = *PortRange::make(Port{0x40}, 4);
     ASSERT_TRUE(small.vm().attach(speaker, std::make_shared<Register>()).has_value());

@@ -20,6 +20,7 @@
 #include "vmm/timer.hpp"
 #include "vmm/x86/irqchip_state.hpp"
 #include "x86/irqchip/apic_bus.hpp"
+#include "x86/irqchip/apic_registers.hpp"
 
 namespace vmm::x86::irqchip {
 
@@ -66,16 +67,13 @@ struct LapicFeatures {
     std::uint8_t physical_address_bits{52};
 };
 
-/// Who writes IA32_APIC_BASE: the host may make transitions that a guest may not.
-enum class ApicBaseWriter : std::uint8_t { Guest, Host };
-
 /// A local APIC.
 ///
 /// Lock order: the I/O APIC's lock, then this one's; under this one's only the timer's.  IPIs,
 /// EOIs and kicks go out after it is released.
 ///
 /// Thread safety: every member from any thread.  `has_interrupt()` takes no lock.
-class LocalApic final {
+class LocalApic final : public ApicRegisters {
 public:
     static constexpr std::uint64_t default_base = 0xfee0'0000;
     static constexpr std::uint64_t page_size = 0x1000;
@@ -86,7 +84,7 @@ public:
     LocalApic& operator=(const LocalApic&) = delete;
     LocalApic(LocalApic&&) = delete;
     LocalApic& operator=(LocalApic&&) = delete;
-    ~LocalApic();
+    ~LocalApic() override;
 
     /// Puts the vCPU behind the APIC, and the APIC into its reset state.
     void connect(VcpuSink& sink, TscClock tsc);
@@ -127,11 +125,11 @@ public:
     [[nodiscard]] std::uint8_t tpr() const noexcept;
     void set_tpr(std::uint8_t value) noexcept;
     /// TPR bits 7:4.
-    [[nodiscard]] std::uint8_t cr8() const noexcept
+    [[nodiscard]] std::uint8_t cr8() const noexcept override
     {
         return static_cast<std::uint8_t>(tpr() >> 4U);
     }
-    void set_cr8(std::uint8_t value) noexcept
+    void set_cr8(std::uint8_t value) noexcept override
     {
         set_tpr(static_cast<std::uint8_t>((value & 0xfU) << 4U));
     }
@@ -166,21 +164,24 @@ public:
     [[nodiscard]] bool read_msr(std::uint32_t index, std::uint64_t& value) noexcept;
     [[nodiscard]] bool write_msr(std::uint32_t index, std::uint64_t value) noexcept;
     /// IA32_APIC_BASE.
-    [[nodiscard]] std::uint64_t apic_base() const noexcept;
+    [[nodiscard]] std::uint64_t apic_base() const noexcept override;
     /// Reserved bits and illegal transitions are refused: #GP(0).
-    [[nodiscard]] bool set_apic_base(std::uint64_t value,
-                                     ApicBaseWriter writer = ApicBaseWriter::Guest) noexcept;
+    [[nodiscard]] bool set_apic_base(std::uint64_t value, ApicBaseWriter writer) noexcept override;
+    [[nodiscard]] bool set_apic_base(std::uint64_t value) noexcept
+    {
+        return set_apic_base(value, ApicBaseWriter::Guest);
+    }
 
     /// The guest's TSC was set: a TSC deadline is now at another time.
     void tsc_changed() noexcept;
 
     // --- State, as KVM_GET_LAPIC and KVM_SET_LAPIC.
 
-    [[nodiscard]] LapicState state() const noexcept;
+    [[nodiscard]] LapicState state() const noexcept override;
     /// Set IA32_APIC_BASE first: it decides the mode that the page is for.
     ///
     /// @return EINVAL if in x2APIC mode the page holds another APIC's id.
-    Result<void> set_state(const LapicState& state);
+    Result<void> set_state(const LapicState& state) override;
 
     // --- The bus, and what else is wired to this APIC.
 

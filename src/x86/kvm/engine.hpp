@@ -6,6 +6,9 @@
 /// KVM runs guest code and nothing else: the interrupt controllers, devices, clocks and most MSRs
 /// are the library's own.  So no in-kernel irqchip is created; interrupts go in as events, TPR
 /// through the run area's CR8, and MSRs that are not plain CPU state leave as MSR exits.
+///
+/// Unless the core asks for KVM's own interrupt controllers (`EngineVm::create_irqchip`): then the
+/// local APICs, HLT, INIT and SIPI, and the MSRs that belong to them, are KVM's.
 
 #pragma once
 
@@ -26,6 +29,7 @@ struct Limits {
     std::uint64_t quirks{};              ///< That may be turned off.
     std::uint32_t hypercall_exits{};     ///< By number, those that it can leave for.
     std::uint32_t dirty_ring_entries{};  ///< At most; 0: KVM has no dirty rings.
+    bool irqchip{};                      ///< It has interrupt controllers, split ones and a PIT.
 };
 
 /// Opens `/dev/kvm` and looks whether it has what this engine needs.  ENODEV, or open()'s errno,
@@ -34,7 +38,9 @@ struct Limits {
 
 /// Of the library's offer (`x86::supported_cpuid`), what KVM lets a guest use.  Empty if
 /// `/dev/kvm` does not say.
-[[nodiscard]] std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz);
+///
+/// @param kernel_apics  The local APICs are KVM's, and the paravirtual features that lean on them.
+[[nodiscard]] std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz, bool kernel_apics);
 
 /// What KVM emulates.  Empty if `/dev/kvm` does not say.
 [[nodiscard]] std::vector<CpuidEntry> emulated_cpuid();

@@ -121,9 +121,33 @@ bool KvmVcpu::store() noexcept
     if (has(changed, StateGroup::Registers)) {
         store_registers();
     }
+    if (apic_ && !store_run_area()) {
+        return false;
+    }
     store_tsc_offset();
     changed_ = StateGroup::None;
     return true;
+}
+
+bool KvmVcpu::store_run_area() noexcept
+{
+    const auto dirty = std::exchange(run_->kvm_dirty_regs, 0U);
+    return ((dirty & KVM_SYNC_X86_REGS) == 0U ||
+            ::ioctl(fd_.get(), KVM_SET_REGS, &run_->s.regs.regs) == 0) &&
+           ((dirty & KVM_SYNC_X86_EVENTS) == 0U ||
+            ::ioctl(fd_.get(), KVM_SET_VCPU_EVENTS, &run_->s.regs.events) == 0);
+}
+
+void KvmVcpu::reload() noexcept
+{
+    kvm_sregs sregs{};
+    if (::ioctl(fd_.get(), KVM_GET_REGS, &run_->s.regs.regs) == 0 &&
+        ::ioctl(fd_.get(), KVM_GET_VCPU_EVENTS, &run_->s.regs.events) == 0 &&
+        ::ioctl(fd_.get(), KVM_GET_SREGS, &sregs) == 0) {
+        run_->cr8 = sregs.cr8;
+        run_->apic_base = sregs.apic_base;
+    }
+    set_current(StateGroup::None);
 }
 
 // --- Registers and events: in the run area, where KVM_RUN puts and takes them itself.
@@ -221,13 +245,17 @@ void KvmVcpu::store_events() noexcept
     apply_payload();
     kvm_vcpu_events& e = run_->s.regs.events;
     e = {};
-    e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+    e.flags = KVM_VCPUEVENT_VALID_SHADOW;
+    if (!apic_ || nmi_pending_wanted_) {  // KVM knows of those that it delivers itself.
+        e.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+    }
     e.interrupt.shadow = static_cast<std::uint8_t>(
         (state_.mov_ss_shadow ? std::uint8_t{KVM_X86_SHADOW_INT_MOV_SS} : 0U) |
         (state_.sti_shadow ? std::uint8_t{KVM_X86_SHADOW_INT_STI} : 0U));
     e.nmi.masked = state_.nmi_blocked ? 1 : 0;
     kvm_has_nmi_ = state_.nmi_window_requested && !state_.nmi_delivered;
-    e.nmi.pending = kvm_has_nmi_ ? 1 : 0;
+    e.nmi.pending = kvm_has_nmi_ || nmi_pending_wanted_.value_or(false) ? 1 : 0;
+    nmi_pending_wanted_.reset();
     if (state_.inject) {
         const Event& event = *state_.inject;
         switch (event.kind) {
@@ -294,9 +322,9 @@ bool KvmVcpu::store_segments() noexcept
     s.cr2 = state_.cr2;
     s.cr3 = state_.cr3;
     s.cr4 = state_.cr4;
-    s.cr8 = host_.read_cr8();
+    s.cr8 = apic_ ? run_->cr8 : host_.read_cr8();
     s.efer = state_.efer;
-    s.apic_base = host_.apic_base();
+    s.apic_base = apic_ ? run_->apic_base : host_.apic_base();
     return ::ioctl(fd_.get(), KVM_SET_SREGS, &s) == 0;
 }
 
@@ -445,12 +473,13 @@ Result<void> KvmVcpu::set_cpuid(Cpuid cpuid)
 bool KvmVcpu::has_msr(std::uint32_t index) const noexcept
 {
     constexpr std::uint32_t flush_cmd = 0x10b;
-    return index == msr::spec_ctrl || index == msr::pred_cmd || index == msr::arch_capabilities ||
-           index == flush_cmd;
+    return vm_->keeps_apic_msr(index) || index == msr::spec_ctrl || index == msr::pred_cmd ||
+           index == msr::arch_capabilities || index == flush_cmd;
 }
 
 bool KvmVcpu::read_msr(std::uint32_t index, std::uint64_t& value) noexcept
 {
+    static_cast<void>(!apic_ || store());
     MsrList list{};
     list.count = 1;
     list.entries[0].index = index;
@@ -463,7 +492,17 @@ bool KvmVcpu::read_msr(std::uint32_t index, std::uint64_t& value) noexcept
 
 bool KvmVcpu::write_msr(std::uint32_t index, std::uint64_t value) noexcept
 {
-    return write_one(fd_, index, value);
+    // A deadline is one of the counter as the core has set it.
+    static_cast<void>(!apic_ || store());
+    if (!write_one(fd_, index, value)) {
+        return false;
+    }
+    if (index == msr::apic_base) {
+        run_->apic_base = value;
+    } else if (vm_->keeps_apic_msr(index)) {
+        reload();  // An x2APIC's task priority is CR8.
+    }
+    return true;
 }
 
 }  // namespace vmm::x86::kvm

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
@@ -40,6 +41,32 @@ constexpr std::array<std::string_view, 24> told_of{
     "nested_run",
 };
 
+/// With its own local APICs, what the core has no part in.
+constexpr std::array<std::string_view, 13> told_of_with_apics{
+    "exits",
+    "io_exits",
+    "halt_exits",
+    "halt_wakeup",
+    "halt_wait_ns",
+    "halt_attempted_poll",
+    "halt_successful_poll",
+    "halt_poll_success_ns",
+    "halt_poll_fail_ns",
+    "blocking",
+    "irq_window_exits",
+    "irq_injections",
+    "nmi_injections",
+};
+
+/// The name as `names` has it, which outlives the file.
+template <std::size_t n>
+std::optional<std::string_view> find(const std::array<std::string_view, n>& names,
+                                     std::string_view name) noexcept
+{
+    const auto* const found = std::find(names.begin(), names.end(), name);
+    return found != names.end() ? std::optional{*found} : std::nullopt;
+}
+
 /// `struct kvm_stats_desc` without its name, whose array of no size C++ does not have.
 struct Descriptor {
     std::uint32_t flags;
@@ -57,7 +84,7 @@ bool read_at(const UniqueFd& fd, void* to, std::size_t size, std::uint64_t offse
 
 }  // namespace
 
-HostStatistics::HostStatistics(const UniqueFd& vcpu)
+HostStatistics::HostStatistics(const UniqueFd& vcpu, bool has_apics)
     : fd_{::ioctl(vcpu.get(), KVM_GET_STATS_FD, 0UL)}
 {
     constexpr std::uint32_t most_names = 256;
@@ -78,8 +105,11 @@ HostStatistics::HostStatistics(const UniqueFd& vcpu)
         std::memcpy(&descriptor, text.data() + i * stride, sizeof descriptor);
         const char* const at = text.data() + i * stride + sizeof descriptor;
         const std::string_view name{at, ::strnlen(at, header.name_size)};
-        const auto* const found = std::find(told_of.begin(), told_of.end(), name);
-        if (found != told_of.end() && descriptor.size == 1) {
+        auto found = find(told_of, name);
+        if (!found && has_apics) {
+            found = find(told_of_with_apics, name);
+        }
+        if (found && descriptor.size == 1) {
             places_.push_back({*found, std::uint64_t{header.data_offset} + descriptor.offset});
         }
     }

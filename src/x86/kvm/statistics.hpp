@@ -14,11 +14,12 @@
 
 namespace vmm::x86::kvm {
 
-/// Those that the core does not count: what goes on inside of KVM.
+/// Those that the core does not count: what goes on inside of KVM, which with its own local APICs
+/// is more.
 class HostStatistics {
 public:
     /// Knows nothing where the host's KVM does not tell.
-    explicit HostStatistics(const UniqueFd& vcpu);
+    HostStatistics(const UniqueFd& vcpu, bool has_apics);
 
     /// Any thread.
     [[nodiscard]] std::vector<std::pair<std::string_view, std::uint64_t>> read() const;

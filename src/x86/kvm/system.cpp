@@ -123,6 +123,21 @@ void limit_xsave(std::vector<CpuidEntry>& offer, const Cpuid& kvms)
     }
 }
 
+/// Of KVM's paravirtual features those that lean on its local APICs as far as KVM has them; the
+/// others are the library's.
+void limit_pv_features(std::vector<CpuidEntry>& offer, const Cpuid& kvms)
+{
+    constexpr std::uint32_t features = 0x4000'0001;
+    constexpr std::uint32_t with_apics =
+        1U << feature::kvm_async_pf.bit | 1U << feature::kvm_steal_time.bit |
+        1U << feature::kvm_pv_eoi.bit | 1U << feature::kvm_pv_send_ipi.bit |
+        1U << feature::kvm_poll_control.bit | 1U << feature::kvm_async_pf_int.bit;
+    if (CpuidEntry* const ours = find(offer, features, 0)) {
+        const CpuidEntry* const theirs = kvms.find(features, 0);
+        ours->eax &= ~with_apics | (theirs != nullptr ? theirs->eax : 0U);
+    }
+}
+
 }  // namespace
 
 Result<UniqueFd> open_kvm()
@@ -164,7 +179,9 @@ Result<Limits> query_limits()
                   .vcpu_ids = ids > 0 ? ids : vcpus,
                   .quirks = static_cast<std::uint64_t>(quirks),
                   .hypercall_exits = static_cast<std::uint32_t>(hypercalls),
-                  .dirty_ring_entries = static_cast<std::uint32_t>(ring_bytes) / entry_bytes};
+                  .dirty_ring_entries = static_cast<std::uint32_t>(ring_bytes) / entry_bytes,
+                  .irqchip = ask(KVM_CAP_IRQCHIP) > 0 && ask(KVM_CAP_SPLIT_IRQCHIP) > 0 &&
+                             ask(KVM_CAP_PIT2) > 0 && ask(KVM_CAP_X2APIC_API) > 0};
 }
 
 std::vector<CpuidEntry> emulated_cpuid()
@@ -173,7 +190,7 @@ std::vector<CpuidEntry> emulated_cpuid()
     return kvm ? kvm_cpuid(*kvm, get_emulated_cpuid) : std::vector<CpuidEntry>{};
 }
 
-std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)
+std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz, bool kernel_apics)
 {
     const auto kvm = open_kvm();
     if (!kvm) {
@@ -198,6 +215,9 @@ std::vector<CpuidEntry> supported_cpuid(std::uint32_t tsc_khz)
         sizes->eax = (sizes->eax & ~0xffU) | bits;
     }
     limit_xsave(offer, kvms);
+    if (kernel_apics) {
+        limit_pv_features(offer, kvms);
+    }
     return offer;
 }
 

@@ -55,6 +55,16 @@ Result<int> control(const UniqueFd& fd, unsigned long request, const char* name,
     return result;
 }
 
+/// KVM_CAP_ENFORCE_PV_FEATURE_CPUID of a vCPU.  False: KVM has it not (before Linux 5.10), and
+/// answers hypercalls that the guest's CPUID does not offer.
+inline bool enforce_pv_features(const UniqueFd& vcpu, bool enforced) noexcept
+{
+    kvm_enable_cap wanted{};
+    wanted.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
+    wanted.args[0] = enforced ? 1 : 0;
+    return ::ioctl(vcpu.get(), KVM_ENABLE_CAP, &wanted) == 0;
+}
+
 /// Opens `/dev/kvm`; errors say what is missing of what the engine needs.
 [[nodiscard]] Result<UniqueFd> open_kvm();
 

@@ -73,11 +73,8 @@ Result<std::unique_ptr<EngineVcpu>> KvmVcpu::create(std::shared_ptr<KvmVm> vm,
         VMM_TRY(RunArea mapped, RunArea::map_ring(fd, vm->dirty_ring_entries()));
         ring.emplace(std::move(mapped));
     }
-    kvm_enable_cap wanted{};
-    wanted.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
-    wanted.args[0] = 1;
-    // Older ones answer hypercalls that the guest's CPUID does not offer.
-    static_cast<void>(::ioctl(fd.get(), KVM_ENABLE_CAP, &wanted));
+    // With the library's APICs no hypercall that is not offered would find what it is about.
+    static_cast<void>(enforce_pv_features(fd, !vm->has_apics()));
     return std::unique_ptr<EngineVcpu>{std::make_unique<KvmVcpu>(std::move(vm), host, std::move(fd),
                                                                  std::move(run), std::move(ring))};
 }
@@ -93,10 +90,14 @@ KvmVcpu::KvmVcpu(std::shared_ptr<KvmVm> vm,
       run_{std::move(run)},
       ring_{std::move(ring)},
       dirty_pages_{ring_ ? ring_->ring() : std::span<memory::DirtyGfn>{}},
-      statistics_{fd_},
+      statistics_{fd_, vm_->has_apics()},
       kick_{vm_->kick_signal()}
 {
     run_->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_EVENTS;
+    if (vm_->has_apics()) {
+        apic_.emplace(*this);
+        reload();
+    }
     hold(state_, StateGroup::All);  // The core gives it its reset state.
 }
 
@@ -153,7 +154,7 @@ KvmVcpu::Next KvmVcpu::run_once(bool immediate) noexcept
     if (!store() || (debugger_.single_step && !store_guest_debug())) {
         return fail_entry(static_cast<std::uint64_t>(errno));
     }
-    const std::uint64_t cr8 = host_.read_cr8();
+    const std::uint64_t cr8 = apic_ ? run_->cr8 : host_.read_cr8();
     run_->cr8 = cr8;
     run_->request_interrupt_window = state_.irq_window_requested ? 1 : 0;
     run_->immediate_exit = immediate ? 1 : 0;
@@ -162,7 +163,7 @@ KvmVcpu::Next KvmVcpu::run_once(bool immediate) noexcept
     const int error = errno;
     set_current(StateGroup::None);
     changed_ = StateGroup::None;
-    if (run_->cr8 != cr8) {
+    if (!apic_ && run_->cr8 != cr8) {
         host_.write_cr8(run_->cr8);
     }
     if (ring_) [[unlikely]] {
@@ -216,6 +217,8 @@ KvmVcpu::Next KvmVcpu::handle_exit() noexcept
     case KVM_EXIT_DEBUG: return handle_debug();
     case KVM_EXIT_SHUTDOWN: return leave(EngineExit::Reason::Shutdown);
     case KVM_EXIT_INTERNAL_ERROR: return handle_internal_error();
+    case KVM_EXIT_IOAPIC_EOI: return handle_eoi();
+    case KVM_EXIT_TPR_ACCESS: return handle_tpr_access();
     case KVM_EXIT_DIRTY_RING_FULL: vm_->reset_dirty_rings(); return Next::Run;
     case KVM_EXIT_FAIL_ENTRY: return fail_entry(run_->fail_entry.hardware_entry_failure_reason);
     case KVM_EXIT_UNKNOWN: return fail_entry(run_->hw.hardware_exit_reason);
@@ -346,6 +349,9 @@ bool KvmVcpu::store_guest_debug() noexcept
         std::copy(debugger_.db.begin(), debugger_.db.end(), std::begin(wanted.arch.debugreg));
         wanted.arch.debugreg[7] = debugger_.dr7;
     }
+    if (apic_ && debugger_.block_interrupts) {
+        wanted.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ;
+    }
     return ::ioctl(fd_.get(), KVM_SET_GUEST_DEBUG, &wanted) == 0;
 }
 
@@ -356,6 +362,20 @@ KvmVcpu::Next KvmVcpu::handle_debug() noexcept
     exit_.debug.pc = run_->debug.arch.pc;
     exit_.debug.dr6 = run_->debug.arch.dr6;
     exit_.debug.dr7 = run_->debug.arch.dr7;
+    return Next::Leave;
+}
+
+KvmVcpu::Next KvmVcpu::handle_eoi() noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::IoapicEoi));
+    exit_.vector = run_->eoi.vector;
+    return Next::Leave;
+}
+
+KvmVcpu::Next KvmVcpu::handle_tpr_access() noexcept
+{
+    static_cast<void>(leave(EngineExit::Reason::TprAccess));
+    exit_.tpr_access = {run_->tpr_access.rip, run_->tpr_access.is_write != 0};
     return Next::Leave;
 }
 

@@ -15,6 +15,7 @@
 #include "vmm/memory/dirty_ring.hpp"
 #include "vmm/unique_fd.hpp"
 #include "x86/engine.hpp"
+#include "x86/kvm/apic.hpp"
 #include "x86/kvm/kick.hpp"
 #include "x86/kvm/statistics.hpp"
 #include "x86/kvm/system.hpp"
@@ -72,6 +73,7 @@ public:
     const EngineExit& enter() noexcept override;
     bool complete_pending() noexcept override;
     void request_exit() noexcept override { kick_.request(); }
+    EngineApic* apic() noexcept override { return apic_ ? &*apic_ : nullptr; }
     bool translate(std::uint64_t linear, std::uint64_t& gpa) noexcept override;
     std::vector<std::pair<std::string_view, std::uint64_t>> counters() const override
     {
@@ -79,6 +81,8 @@ public:
     }
 
 private:
+    friend class KvmApic;
+
     CpuState& fetch_state(StateGroup current) noexcept override;
 
     /// What is to be done after KVM_RUN has returned.
@@ -92,6 +96,11 @@ private:
     void load_debug() noexcept;
     void load_msrs() noexcept;
     [[nodiscard]] bool store() noexcept;
+    /// Gives KVM at once what waits in the run area: a vCPU that waits for a SIPI does not take it
+    /// from there.
+    [[nodiscard]] bool store_run_area() noexcept;
+    /// KVM has changed registers outside of KVM_RUN.
+    void reload() noexcept;
     void store_registers() noexcept;
     void store_events() noexcept;
     void apply_payload() noexcept;
@@ -111,6 +120,8 @@ private:
     Next handle_hypercall() noexcept;
     Next handle_internal_error() noexcept;
     Next handle_debug() noexcept;
+    Next handle_eoi() noexcept;
+    Next handle_tpr_access() noexcept;
     [[nodiscard]] bool store_guest_debug() noexcept;
     Next leave(EngineExit::Reason reason) noexcept;
     Next fail_entry(std::uint64_t reason) noexcept;
@@ -127,13 +138,15 @@ private:
     memory::DirtyRingReader dirty_pages_;
     HostStatistics statistics_;
     Kick kick_;
+    std::optional<KvmApic> apic_;  ///< Where the VM has KVM's own.
     CpuState state_;
     EngineExit exit_;
-    MsrAnswer msr_answer_;                  ///< Of the caller, to an MSR exit.
-    StateGroup changed_{StateGroup::None};  ///< KVM must be told these.
-    std::optional<Event> kvms_event_;       ///< The event that KVM itself holds for injection.
-    bool kvm_has_nmi_{};                    ///< KVM was given the NMI that the core has waiting.
-    bool completes_{};                      ///< The next KVM_RUN completes an access first.
+    MsrAnswer msr_answer_;                    ///< Of the caller, to an MSR exit.
+    StateGroup changed_{StateGroup::None};    ///< KVM must be told these.
+    std::optional<Event> kvms_event_;         ///< The event that KVM itself holds for injection.
+    bool kvm_has_nmi_{};                      ///< KVM was given the NMI that the core has waiting.
+    std::optional<bool> nmi_pending_wanted_;  ///< With `apic_`: what the next store sets.
+    bool completes_{};                        ///< The next KVM_RUN completes an access first.
     bool exit_left_{};  ///< `complete_pending()` has met an exit for the next `enter()`.
     GuestDebug debugger_{};
     std::optional<std::uint64_t> tsc_offset_;  ///< What KVM adds to the host's TSC.

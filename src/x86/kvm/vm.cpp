@@ -11,8 +11,10 @@
 #include <fmt/format.h>
 
 #include "x86/kvm/engine.hpp"
+#include "x86/kvm/irqchip.hpp"
 #include "x86/kvm/vcpu.hpp"
 #include "x86/msr.hpp"
+#include "x86/pv_features.hpp"
 
 namespace vmm::x86::kvm {
 namespace {
@@ -32,24 +34,55 @@ constexpr std::array kept_msrs{
     MsrRange{msr::fs_base, 4},            // To TSC_AUX.
 };
 
-/// Has all MSRs but the kept ones leave, and of those the ones that `guests` denies.
-Result<void> filter_msrs(const UniqueFd& vm, const MsrFilter& guests)
+/// With local APICs of its own also theirs (the filter cannot have x2APIC's leave), and those of
+/// the paravirtual features that lean on them.
+constexpr std::array apic_msrs{
+    MsrRange{msr::apic_base, 1}, MsrRange{msr::tsc_deadline, 1}, MsrRange{msr::x2apic_first, 0x100},
+    MsrRange{msr::kvm_async_pf_en, 6},  // To KVM_ASYNC_PF_ACK.
+};
+
+template <std::size_t n>
+bool is_in(const std::array<MsrRange, n>& ranges, std::uint32_t index) noexcept
 {
+    return std::any_of(ranges.begin(), ranges.end(),
+                       [&](const MsrRange& range) { return index - range.first < range.count; });
+}
+
+/// Has all MSRs but the kept ones leave, and of those the ones that `guests` denies.
+Result<void> filter_msrs(const UniqueFd& vm, bool with_apics, const MsrFilter& guests)
+{
+    // Where such MSRs are: ranges are few, and a bit more costs nothing.
+    constexpr std::array windows{
+        MsrRange{0, 0x1000},
+        MsrRange{msr::kvm_wall_clock, 0x40},
+        MsrRange{msr::efer & ~0xffU, 0x200},
+    };
+    static_assert(2 * windows.size() <= KVM_MSR_FILTER_MAX_RANGES);
+    constexpr std::size_t bits = 64;
+    std::vector<MsrRange> kept{kept_msrs.begin(), kept_msrs.end()};
+    if (with_apics) {
+        kept.insert(kept.end(), apic_msrs.begin(), apic_msrs.end());
+    }
+    std::array<std::vector<std::uint64_t>, 2 * windows.size()> bitmaps;
     kvm_msr_filter filter{};
     filter.flags = KVM_MSR_FILTER_DEFAULT_DENY;
-    static_assert(2 * kept_msrs.size() <= KVM_MSR_FILTER_MAX_RANGES);
-    std::array<std::uint64_t, 2 * kept_msrs.size()> bitmaps{};  // KVM copies words of them.
     for (std::size_t i = 0; i < bitmaps.size(); ++i) {
-        const MsrRange& kept = kept_msrs[i / 2];
+        const MsrRange& window = windows[i / 2];
         const bool write = i % 2 != 0;
-        for (std::uint32_t n = 0; n < kept.count; ++n) {
-            bitmaps[i] |= std::uint64_t{allows(guests, kept.first + n, write)} << n;
+        bitmaps[i].resize(window.count / bits);
+        for (const MsrRange& range : kept) {
+            for (std::uint32_t n = 0; n < range.count; ++n) {
+                const std::uint32_t bit = range.first + n - window.first;
+                if (bit < window.count && allows(guests, range.first + n, write)) {
+                    bitmaps[i][bit / bits] |= std::uint64_t{1} << bit % bits;
+                }
+            }
         }
         filter.ranges[i].flags = write ? KVM_MSR_FILTER_WRITE : KVM_MSR_FILTER_READ;
-        filter.ranges[i].base = kept.first;
-        filter.ranges[i].nmsrs = kept.count;
+        filter.ranges[i].base = window.first;
+        filter.ranges[i].nmsrs = window.count;
         // SAFETY: KVM's words are bytes to its header.
-        filter.ranges[i].bitmap = reinterpret_cast<std::uint8_t*>(&bitmaps[i]);
+        filter.ranges[i].bitmap = reinterpret_cast<std::uint8_t*>(bitmaps[i].data());
     }
     VMM_TRY_VOID(control(vm, KVM_X86_SET_MSR_FILTER, "KVM_X86_SET_MSR_FILTER", &filter));
     return success;
@@ -70,7 +103,7 @@ Result<void> configure(const UniqueFd& kvm, const UniqueFd& vm)
     constexpr std::uint64_t all_msr_exits =
         KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
     VMM_TRY_VOID(enable(vm, KVM_CAP_X86_USER_SPACE_MSR, all_msr_exits));
-    VMM_TRY_VOID(filter_msrs(vm, {}));
+    VMM_TRY_VOID(filter_msrs(vm, false, {}));
     const auto has = [&](unsigned long capability) {
         return ::ioctl(kvm.get(), KVM_CHECK_EXTENSION, capability);
     };
@@ -112,15 +145,49 @@ Result<std::shared_ptr<KvmVm>> KvmVm::create(MemorySlots& memory, int kick_signa
     return std::make_shared<KvmVm>(std::move(vm), run_size, memory, kick_signal);
 }
 
-bool KvmVm::keeps_msr(std::uint32_t index) noexcept
+bool KvmVm::keeps_msr(std::uint32_t index) const noexcept
 {
-    return std::any_of(kept_msrs.begin(), kept_msrs.end(),
-                       [&](const MsrRange& range) { return index - range.first < range.count; });
+    return is_in(kept_msrs, index) || keeps_apic_msr(index);
+}
+
+bool KvmVm::keeps_apic_msr(std::uint32_t index) const noexcept
+{
+    return has_apics_ && is_in(apic_msrs, index);
+}
+
+Result<void> KvmVm::create_irqchip(irqchip::IrqchipMode mode, std::uint32_t io_apic_pins)
+{
+    const std::lock_guard lock{mutex_};
+    if (mode == irqchip::IrqchipMode::Full) {
+        VMM_TRY_VOID(control(fd_, KVM_CREATE_IRQCHIP, "KVM_CREATE_IRQCHIP", 0UL));
+    } else {
+        VMM_TRY_VOID(enable(fd_, KVM_CAP_SPLIT_IRQCHIP, io_apic_pins));
+    }
+    // Ids in messages and in an x2APIC's page are the library's, of 32 bits.
+    VMM_TRY_VOID(enable(fd_, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS));
+    VMM_TRY_VOID(filter_msrs(fd_, true, guests_msrs_));
+    has_apics_ = true;
+    return success;
+}
+
+Result<void> KvmVm::set_boot_cpu_id(std::uint32_t id)
+{
+    VMM_TRY_VOID(control(fd_, KVM_SET_BOOT_CPU_ID, "KVM_SET_BOOT_CPU_ID", std::uint64_t{id}));
+    return success;
+}
+
+void KvmVm::set_halt_poll_ns(std::uint32_t longest) noexcept
+{
+    // A KVM without it (before Linux 5.7) polls as its module's parameter says.
+    static_cast<void>(enable(fd_, KVM_CAP_HALT_POLL, longest));
 }
 
 Result<void> KvmVm::set_msr_filter(const MsrFilter& filter)
 {
-    return filter_msrs(fd_, filter);
+    const std::lock_guard lock{mutex_};
+    VMM_TRY_VOID(filter_msrs(fd_, has_apics_, filter));
+    guests_msrs_ = filter;
+    return success;
 }
 
 Result<void> KvmVm::disable_quirks(std::uint64_t quirks)
@@ -249,6 +316,18 @@ public:
     Result<std::unique_ptr<EngineVcpu>> create_vcpu(VcpuHost& host, std::uint32_t id) override
     {
         return KvmVcpu::create(vm_, host, id);
+    }
+    Result<std::unique_ptr<irqchip::Controllers>> create_irqchip(
+        irqchip::IrqchipMode mode,
+        std::uint32_t io_apic_pins) override
+    {
+        VMM_TRY_VOID(vm_->create_irqchip(mode, io_apic_pins));
+        return std::unique_ptr<irqchip::Controllers>{std::make_unique<KvmIrqchip>(vm_, mode)};
+    }
+    Result<void> set_boot_cpu_id(std::uint32_t id) override { return vm_->set_boot_cpu_id(id); }
+    void set_halt_poll_ns(std::uint32_t longest) noexcept override
+    {
+        vm_->set_halt_poll_ns(longest);
     }
     Result<void> memory_changed() override { return vm_->memory_changed(); }
     Result<void> collect_dirty_log(std::uint32_t slot) override

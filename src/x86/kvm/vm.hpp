@@ -31,7 +31,16 @@ public:
 
     [[nodiscard]] const UniqueFd& fd() const noexcept { return fd_; }
     /// Whether the MSR is KVM's to answer, not the core's.
-    [[nodiscard]] static bool keeps_msr(std::uint32_t index) noexcept;
+    [[nodiscard]] bool keeps_msr(std::uint32_t index) const noexcept;
+    /// Of these, those that come with KVM's own local APICs.
+    [[nodiscard]] bool keeps_apic_msr(std::uint32_t index) const noexcept;
+
+    /// Interrupt controllers and, for each vCPU from now on, a local APIC of KVM's own.
+    Result<void> create_irqchip(irqchip::IrqchipMode mode, std::uint32_t io_apic_pins);
+    [[nodiscard]] bool has_apics() const noexcept { return has_apics_; }
+    Result<void> set_boot_cpu_id(std::uint32_t id);
+    void set_halt_poll_ns(std::uint32_t longest) noexcept;
+
     [[nodiscard]] int run_size() const noexcept { return run_size_; }
     [[nodiscard]] int kick_signal() const noexcept { return kick_signal_; }
 
@@ -65,8 +74,10 @@ private:
     MemorySlots& memory_;
     int kick_signal_;
     std::uint32_t dirty_ring_entries_{};
+    bool has_apics_{};                       // Set before the first vCPU.
     std::mutex mutex_;                       // What follows, and the order of KVM's changes.
     std::map<std::uint32_t, Region> slots_;  ///< What KVM has been told.
+    MsrFilter guests_msrs_;                  ///< What the core has told.
 };
 
 }  // namespace vmm::x86::kvm
