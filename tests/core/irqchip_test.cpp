@@ -318,9 +318,11 @@ TEST_P(IrqchipTest, ADeadlineWakesAVcpu)
     lapic.set(LapicRegister::LvtTimer, deadline_mode | 0x53U);
     vcpu.set_lapic(lapic).value();
     vcpu.set_msr(0x10, 1'000'000).value();
+    constexpr std::uint64_t far = std::uint64_t{1} << 60U;
+    vcpu.set_msr(0x6e0, far).value();
+    EXPECT_EQ(vcpu.msr(0x6e0).value(), far);
     const std::uint64_t deadline = vcpu.msr(0x10).value() + small().kvm().tsc_khz();
     vcpu.set_msr(0x6e0, deadline).value();
-    EXPECT_EQ(vcpu.msr(0x6e0).value(), deadline);
     expect_port(vcpu.run().value(), 0x33);
     if (!is_emulated_kvm()) {  // Whose guests have the host's TSC.
         EXPECT_GE(vcpu.msr(0x10).value(), deadline);

@@ -142,7 +142,10 @@ TEST_P(IrqchipStatistics, InterruptsAndHaltsAreCounted)
     ASSERT_TRUE(exit.is<PortWrite>()) << exit.name();
     const VcpuStatistics seen = vcpu.statistics();
     EXPECT_EQ(seen.counter("halt_exits"), 1U);
-    EXPECT_EQ(seen.counter("nmi_injections"), 1U);
+    EXPECT_GE(seen.counter("nmi_injections"), 1U);
+    if (!has_kernel_irqchip()) {  // KVM counts those that a page fault has put off again.
+        EXPECT_EQ(seen.counter("nmi_injections"), 1U);
+    }
     EXPECT_EQ(seen.counter("irq_injections"), 0U);
     EXPECT_EQ(seen.counter("blocking"), 0U);
     EXPECT_NE(seen.counter("halt_wait_ns"), 0U);
